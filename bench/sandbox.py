@@ -513,7 +513,8 @@ async def compare(args: argparse.Namespace, raw: dict[str, Any]) -> dict[str, An
 
 async def scale(args: argparse.Namespace, raw: dict[str, Any]) -> dict[str, Any]:
     """Many at once: held, at work, and left by a killed owner."""
-    measures: dict[str, Any] = {}
+    size = subprocess.check_output(["docker", "image", "inspect", "-f", "{{.Size}}", args.image])
+    measures: dict[str, Any] = {"docker/image_MB": measure(int(size) / 1e6)}  # shared by all; bubblewrap has none
     held = 64 if args.quick else 512
     for name, most in (("bubblewrap", 7), ("docker", 12)):
         raw[f"{name}/hold"] = seen = await hold(name, args.image, held)

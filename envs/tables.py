@@ -9,6 +9,7 @@ nothing but dashes is left out. Scores are per cent, as in the paper.
 import csv
 import io
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -259,14 +260,21 @@ def text_habits(runs: Runs) -> Table:
 
 
 def infrastructure(measured: Mapping[str, Any]) -> Table:
-    """Table 7 from a file of `python -m bench.sandbox`: every measure of storage and memory in it."""
-    kept = {name: row for name, row in measured.items() if isinstance(row, Mapping) and _about_room(name)}
-    rows = tuple((name, _number(row.get("ours")), _number(row.get("peer"))) for name, row in sorted(kept.items()))
-    return Table("infrastructure", "Storage and memory (table 7)", ("Measure", "Ours", "Peer"), rows, digits=2)
+    """Table 7 from a file of `python -m bench.sandbox`: every measure of storage and memory in it, and what so many
+    sandboxes at once take together."""
+    rows: list[tuple[Cell, ...]] = []
+    for name, row in sorted(measured.items()):
+        if not isinstance(row, Mapping) or not _ROOM.search(name):
+            continue
+        ours, peer = _number(row.get("ours")), _number(row.get("peer"))
+        rows.append((name, ours, peer))
+        if (held := re.search(r"_(\d+)_([a-z]+)_each$", name, re.I)) and ours is not None:
+            together = int(held[1]) * ours, None if peer is None else int(held[1]) * peer
+            rows.append((name.removesuffix("each") + "together", *together))
+    return Table("infrastructure", "Storage and memory (table 7)", ("Measure", "Ours", "Peer"), tuple(rows), digits=2)
 
 
-def _about_room(name: str) -> bool:
-    return any(word in name for word in ("memory", "storage", "rss", "disk", "image", "bytes", "_mb", "_gb", "_mib"))
+_ROOM = re.compile(r"(?:^|[/_])(?:memory|storage|rss|disk|image|bytes|[kmgt]i?b)(?:$|[/_])", re.I)
 
 
 def _number(value: Any) -> float | None:

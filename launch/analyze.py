@@ -35,7 +35,10 @@ def run(args: argparse.Namespace) -> int:
             raise InputError(f"{word}: no trajectory in it yet")
     made = tables(runs)
     if args.measured:
-        made.append(infrastructure(_json(args.measured)))
+        table = infrastructure(_json(args.measured))
+        if not table.rows:
+            raise InputError(f"{args.measured}: no measure of storage or memory; see bench.sandbox --parts scale")
+        made.append(table)
     print("\n\n".join(table.text() for table in made))
     if args.out:
         save(args.out, runs, made)

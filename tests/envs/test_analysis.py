@@ -1,6 +1,8 @@
 """What is counted in trajectories: capability use of appendix D, verification and structure, tokens, time, cost."""
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +11,7 @@ from envs.interchange import load_published_run
 from envs.tables import infrastructure, tables
 from envs.trajectory import StopReason, ToolCall, Trajectory, Turn
 
+ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = {
     "external": [
         "pip install rdkit", "apt-get -y install default-jre", "sudo apt install x", "cd /tmp && wget http://x",
@@ -141,9 +144,16 @@ def test_the_papers_tables_come_out():
     assert made["results"].text().splitlines()[4].split() == ["base", "25.0", "75.0", "-", "100.0"]
 
 
-def test_table_7_comes_from_measurements():
-    told = infrastructure({"memory_idle_mb": {"ours": 4.5, "peer": 50}, "exec_ms": {"ours": 1}, "machine": "x"})
-    assert told.rows == (("memory_idle_mb", 4.5, 50.0),)
+def test_table_7_comes_from_the_measurements_that_bench_sandbox_publishes():
+    told = infrastructure(json.loads((ROOT / "docs" / "data" / "sandbox_scale.json").read_text()))
+    rows = {name: ours for name, ours, peer in told.rows}
+    assert 1 < rows["bubblewrap/held_512_MB_each"] < rows["docker/held_512_MB_each"] < 20
+    assert rows["docker/held_512_MB_together"] == 512 * rows["docker/held_512_MB_each"]
+    assert all("MB" in name for name in rows)  # no time, no count
+    measured = {"x/held_8_MB_each": {"ours": 4.5, "peer": 50}, "image_MB": {"ours": 1}, "a_mbit": {"ours": 1}}
+    assert infrastructure(measured).rows == (
+        ("image_MB", 1.0, None), ("x/held_8_MB_each", 4.5, 50.0), ("x/held_8_MB_together", 36.0, 400.0),
+    )  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------ the published harness
@@ -159,8 +169,6 @@ SUBMIT = STEP | {"action": {"function": "submit", "parameters": {}}}
 
 
 def published(folder, rows):
-    import json
-
     folder.mkdir()
     (folder / "trajectory.json").write_text(json.dumps(rows))
     return load_published_run(folder)

@@ -39,6 +39,7 @@ def test_wrong_input_is_one_clear_line(tmp_path, capsys):
     a = evaluation(tmp_path / "a", trajectory("x"))
     broken = tmp_path / "broken.jsonl"
     broken.write_text('{"task_id": 1}\n')
+    (tmp_path / "times.json").write_text('{"start_ms": {"ours": 1}}')
     for words, told in (
         ([str(tmp_path / "none")], "no such file"),
         ([str(tmp_path / "nothing")], "no results.jsonl"),
@@ -46,6 +47,7 @@ def test_wrong_input_is_one_clear_line(tmp_path, capsys):
         ([str(broken)], "broken.jsonl:1: not a trajectory"),
         ([f"x={a}", f"x={a}"], "two runs are called 'x'"),
         ([f"x={a}", "--measured", str(tmp_path / "none.json")], "none.json"),
+        ([f"x={a}", "--measured", str(tmp_path / "times.json")], "no measure of storage or memory"),
     ):
         assert main(["analyze", *words]) == 2
         assert told in capsys.readouterr().err
