@@ -14,13 +14,25 @@ from typing import Any
 
 from data.errors import InputError
 
+START, END = ">>>>> Start Test Output", ">>>>> End Test Output"
+EXIT_CODE = ">>>>> Test Exit Code"
+"""What the official harness reads a log by."""
+PYTEST = "python -m pytest -rA --tb=no -p no:cacheprovider"
 RUNNERS: dict[str, tuple[str, str]] = {
+    "astropy/astropy": (PYTEST, "pytest_line"),
     "django/django": ("./tests/runtests.py --verbosity 2 --settings=test_sqlite --parallel 1", "unittest"),
+    "matplotlib/matplotlib": (PYTEST, "matplotlib"),
+    "mwaskom/seaborn": (PYTEST, "seaborn"),
+    "pallets/flask": (PYTEST, "pytest_word"),
+    "psf/requests": (PYTEST, "pytest_option"),
+    "pydata/xarray": (PYTEST, "pytest_word"),
+    "pylint-dev/pylint": (PYTEST, "pytest_option"),
+    "pytest-dev/pytest": (PYTEST, "pytest_word"),
+    "scikit-learn/scikit-learn": (PYTEST, "pytest_line"),
+    "sphinx-doc/sphinx": ("tox --current-env -epy39 -v --", "pytest_line"),
     "sympy/sympy": ("PYTHONWARNINGS='ignore::UserWarning,ignore::SyntaxWarning' bin/test -C --verbose", "sympy"),
-    "sphinx-doc/sphinx": ("tox --current-env -epy39 -v --", "pytest"),
 }
-"""Repository -> test command and the form of its log; all others run pytest."""
-PYTEST = ("python -m pytest -rA --tb=no -p no:cacheprovider", "pytest")
+"""Repository -> test command and the form of its log (`envs.suites`), in which the row's tests are named."""
 COMPILED = ("astropy/astropy", "matplotlib/matplotlib", "scikit-learn/scikit-learn")
 """Built again before their tests: a change may touch an extension module."""
 
@@ -40,7 +52,7 @@ def swebench_gold(row: Mapping[str, Any]) -> dict[str, Any]:
     if not lists["FAIL_TO_PASS"]:
         raise InputError("'FAIL_TO_PASS' is empty: any change would pass")
     repository = str(row.get("repo") or "")
-    runner, log = RUNNERS.get(repository, PYTEST)
+    runner, log = RUNNERS.get(repository, (PYTEST, "pytest"))
     script = str(row.get("eval_script") or "")
     return {"command": script or _script(row, repository, runner), "log": str(row.get("log") or log), **lists}
 
@@ -67,6 +79,10 @@ def _script(row: Mapping[str, Any], repository: str, runner: str) -> str:
         # tests that the policy changed go back to what they were; those that the patch adds are not there yet
         f'for file in {quoted}; do git checkout -q {shlex.quote(commit)} -- "$file" 2>/dev/null || rm -f "$file"; done',
         f"git apply -v - <<'{end}'\n{patch.rstrip()}\n{end}",
-        f"{runner} {' '.join(map(shlex.quote, tests))} 2>&1",
+        f"echo {shlex.quote(START)}",
+        f"{runner} {' '.join(map(shlex.quote, tests))}",
+        "code=$?",
+        f"echo {shlex.quote(END)}",
+        f'echo "{EXIT_CODE}: $code"',
     ]
     return "\n".join(lines) + "\n"

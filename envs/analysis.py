@@ -135,7 +135,8 @@ def scores_by_task(trajectories: Iterable[Trajectory], counted: str = "score") -
 
 
 def summary(trajectories: Sequence[Trajectory], num_expected: int = 0, prices: Prices | None = None) -> dict[str, Any]:
-    """The numbers of one benchmark in one mode. Means are per trajectory; tokens of prompt, model and environment."""
+    """The numbers of one benchmark in one mode. Means are per trajectory; tokens of prompt, model and environment.
+    `num_too_long` prompts left the model no room for a single token; they score as they are, which is 0."""
     kept = [one for one in trajectories if one.score is not None]
     scores = scores_by_task(kept)
     most = max((len(repeats) for repeats in scores.values()), default=0)
@@ -151,6 +152,7 @@ def summary(trajectories: Sequence[Trajectory], num_expected: int = 0, prices: P
         "repeats": most,
         "num_results": len(kept),
         "num_missing": max(0, num_expected - len(kept)),
+        "num_too_long": sum(one.stop is StopReason.MAX_TOKENS and one.num_sampled == 0 for one in kept),
         **{f"pass@{k}": pass_at_k(scores, k) for k in sorted({1, most}) if k > 1},
         "turns": _mean(len(one.turns) for one in kept),
         "tokens/prompt": _mean(one.num_prompt for one in kept),

@@ -13,7 +13,6 @@ zero.
 import asyncio
 import json
 import os
-import re
 import secrets
 import sys
 from asyncio.subprocess import PIPE, Process
@@ -25,6 +24,7 @@ from data.errors import InputError, nearest
 from data.task import Task
 from envs.rewards import REWARD_FUNCTIONS, check_gold
 from envs.sandbox import FileRefused, Sandbox
+from envs.suites import READERS, resolved, without_colours
 
 SCHEMES = ("strict", "reference")
 JUDGED = ("judge_physics", "judge_equality")
@@ -76,7 +76,7 @@ class Grader:
         judge, no IFBench verifier."""
         check_gold(task)
         if task.reward in JUDGED and self._judge is None:
-            raise InputError(f"task {task.id} is graded by a judge model and none is configured (--judge-endpoint)")
+            raise InputError(f"task {task.id} is graded by a judge model and none is configured (--judge)")
         if task.reward == "tests":
             parse_test_gold(task)
         if task.reward == "ifbench":
@@ -228,7 +228,7 @@ class TestGold:
     PASS_TO_PASS: tuple[str, ...] = ()
     """SWE-bench: tests that must still pass."""
     log: str = "pytest"
-    """How the output is written: one of LOG_PARSERS."""
+    """How the output is written: one of `envs.suites.READERS`."""
     files: dict[str, str] | None = None
     """Path -> text, written just before the command: hidden tests never lie in the sandbox while the policy works."""
     timeout_s: float = 1800.0
@@ -240,8 +240,8 @@ def parse_test_gold(task: Task) -> TestGold:
         gold = TestGold(**json.loads(task.gold))
     except (ValueError, TypeError) as error:
         raise InputError(f"task {task.id}: the gold of kind `tests` is not as documented: {error}") from None
-    if gold.log not in LOG_PARSERS:
-        raise InputError(f"task {task.id}: unknown test log {gold.log!r}{nearest(gold.log, LOG_PARSERS)}")
+    if gold.log not in READERS:
+        raise InputError(f"task {task.id}: unknown test log {gold.log!r}{nearest(gold.log, READERS)}")
     if not gold.command or not (gold.expected or gold.FAIL_TO_PASS):
         raise InputError(f"task {task.id}: a `tests` gold needs a command, and expected or FAIL_TO_PASS")
     return gold
@@ -257,53 +257,18 @@ async def _run_tests(task: Task, sandbox: Sandbox | None) -> float:
         return 0.0
     # Python takes compiled code for current when the source has the same second and length: compile anew, elsewhere
     fresh = {"PYTHONPYCACHEPREFIX": f"/tmp/.tests-{secrets.token_hex(8)}"}
-    result = await sandbox.exec(gold.command, timeout_s=gold.timeout_s, env=fresh, max_bytes=TEST_OUTPUT_BYTES)
-    output = "\n".join(part.decode(errors="replace") for part in (result.stdout, result.stderr))
-    return 0.0 if result.timed_out else score_tests(gold, output)
+    # one stream, in its order: what a script says on standard error (`set -x`) marks what it says on standard output
+    command = f"exec 2>&1\n{gold.command}"
+    result = await sandbox.exec(command, timeout_s=gold.timeout_s, env=fresh, max_bytes=TEST_OUTPUT_BYTES)
+    return 0.0 if result.timed_out else score_tests(gold, result.stdout.decode(errors="replace"))
 
 
 def score_tests(gold: TestGold, output: str) -> float:
     """1.0 if the tests of `output` went as the gold says, else 0.0."""
-    seen = LOG_PARSERS[gold.log](re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", output))
-    if gold.expected is not None:
-        if not any("::" in name for name in gold.expected):  # R2E-Gym names tests `Class.test`
-            seen = {".".join(name.split("::")[1:]) or name: status for name, status in seen.items()}
-        wanted = {name.partition(" - ")[0]: status for name, status in gold.expected.items()}
-        return float(seen == wanted)
-    passed = all(_status(seen, name) in ("PASSED", "XFAIL") for name in gold.FAIL_TO_PASS)
-    kept = all(_status(seen, name) in ("PASSED", "XFAIL", "SKIPPED") for name in gold.PASS_TO_PASS)
-    return float(passed and kept)
-
-
-def _status(seen: dict[str, str], name: str) -> str:
-    """The status of a test. Some published ids are cut inside "[...": those match by prefix if all agree."""
-    if name in seen:
-        return seen[name]
-    if "[" in name and not name.endswith("]"):
-        statuses = {status for full, status in seen.items() if full.startswith(name)}
-        if len(statuses) == 1:
-            return statuses.pop()
-    return "MISSING"
-
-
-def _pytest_log(output: str) -> dict[str, str]:
-    """`PASSED tests/a.py::test_b`, as `pytest -rA` prints them."""
-    pattern = r"^(PASSED|FAILED|ERROR|XFAIL|XPASS|SKIPPED) +(\S.*?)(?: - .*)?$"
-    return {match[2].strip(): match[1] for match in re.finditer(pattern, output, re.MULTILINE)}
-
-
-def _unittest_log(output: str) -> dict[str, str]:
-    """`test_a (module.Class) ... ok`, as unittest and Django print them at verbosity 2."""
-    words = {"ok": "PASSED", "FAIL": "FAILED", "ERROR": "ERROR", "skipped": "SKIPPED", "expected failure": "XFAIL"}
-    pattern = r"^(.+?) \.\.\. .*?(ok|FAIL|ERROR|skipped|expected failure)(?: .*)?$"
-    return {match[1].strip(): words[match[2]] for match in re.finditer(pattern, output, re.MULTILINE)}
-
-
-def _sympy_log(output: str) -> dict[str, str]:
-    """`test_a ok`, as sympy's own runner prints them with --verbose."""
-    words = {"ok": "PASSED", "F": "FAILED", "E": "ERROR", "f": "XFAIL", "s": "SKIPPED"}
-    pattern = r"^(test_\w+)(?: .*)? (ok|F|E|f|s)(?: .*)?$"
-    return {match[1]: words[match[2]] for match in re.finditer(pattern, output, re.MULTILINE)}
-
-
-LOG_PARSERS = {"pytest": _pytest_log, "unittest": _unittest_log, "sympy": _sympy_log}
+    if gold.expected is None:
+        return float(resolved(gold.log, gold.command, output, gold.FAIL_TO_PASS, gold.PASS_TO_PASS))
+    seen = READERS[gold.log](without_colours(output))
+    if not any("::" in name for name in gold.expected):  # R2E-Gym names tests `Class.test`
+        seen = {".".join(name.split("::")[1:]) or name: status for name, status in seen.items()}
+    wanted = {name.partition(" - ")[0]: status for name, status in gold.expected.items()}
+    return float(seen == wanted)

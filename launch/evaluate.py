@@ -247,17 +247,18 @@ def report(args: argparse.Namespace, selections: list[Selection]) -> int:
         expected[trial.benchmark, trial.mode] = expected.get((trial.benchmark, trial.mode), 0) + 1
     found = [one for one in read_results(args.out) if result_key(one.to_dict()) in wanted]
     prices = Prices(args.price_read, args.price_written) if args.price_read or args.price_written else None
-    told = summaries(found, expected, prices)
-    write_whole(args.out / "summary.json", json.dumps(_plain(told), indent=1, ensure_ascii=False) + "\n")
-    for name, modes in told.items():
+    summary = summaries(found, expected, prices)
+    write_whole(args.out / "summary.json", json.dumps(_plain(summary), indent=1, ensure_ascii=False) + "\n")
+    for name, modes in summary.items():
         for mode, numbers in modes.items():
-            missing = f"{numbers['num_missing']} lost, not scored" if numbers["num_missing"] else ""
+            told = {"num_missing": "lost, not scored", "num_too_long": "prompts too long for the model's context"}
+            notes = ", ".join(f"{numbers[key]} {text}" for key, text in told.items() if numbers[key])
             if not numbers["num_results"]:
-                print(f"{name:18} {mode:8}     -  {missing}")
+                print(f"{name:18} {mode:8}     -  {notes}")
                 continue
             low, high = numbers["interval"]
             line = f"{name:18} {mode:8} {100 * numbers['score']:5.1f}  [{100 * low:.1f}, {100 * high:.1f}]"
-            print(f"{line}  {numbers['num_results']} results, {numbers['turns']:.1f} turns  {missing}".rstrip())
+            print(f"{line}  {numbers['num_results']} results, {numbers['turns']:.1f} turns  {notes}".rstrip())
     num_missing = len(wanted) - len(found)
     if num_missing:
         print(

@@ -112,6 +112,9 @@ def test_a_summary_is_what_one_would_compute_by_hand():
     assert told["stop/finished"] == pytest.approx(2 / 3) and told["stop/max_turns"] == pytest.approx(1 / 3)
     assert cost(runs[0], Prices(1e6, 2e6)) == 200 + 350 + 2 * 110 and told["cost"] == 3 * (200 + 350 + 220)
     assert math.isnan(summary([])["score"])
+    for sampled, number in ((0, 1), (3, 0)):  # a prompt that does not fit, and one that leaves too little room
+        full = trajectory(score=0.0, turns=[Turn("", num_sampled=sampled, cut=True)], stop=StopReason.MAX_TOKENS)
+        assert summary([full])["num_too_long"] == number and summary([full])["score"] == 0.0
 
 
 def test_summaries_list_what_is_wholly_missing():

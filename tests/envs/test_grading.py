@@ -11,6 +11,7 @@ from data.errors import InputError
 from data.task import Task
 from envs.grading import Grader, GraderConfig, GraderFailed, TestGold, score_tests
 from envs.grading_worker import loose_variants
+from envs.suites import END, READERS, START, status_of, without_colours
 
 
 def task(reward, gold, question="q", **fields):
@@ -211,13 +212,62 @@ def test_r2e_gym_wants_the_same_tests_with_the_same_statuses():
     assert score_tests(TestGold("true", expected={"A.one": "PASSED"}), "") == 0.0
 
 
-def test_the_logs_of_unittest_and_sympy_are_read():
-    django = "test_a (m.T) ... ok\ntest_b (m.T)\nDoc line. ... FAIL\ntest_c (m.T) ... skipped 'no'\n"
-    assert score_tests(swe(["test_a (m.T)"], ["test_c (m.T)"], log="unittest"), django) == 1.0
-    assert score_tests(swe(["Doc line."], log="unittest"), django) == 0.0
-    sympy = "test_a ok\ntest_b F\ntest_c f\n"
-    assert score_tests(swe(["test_a"], ["test_c"], log="sympy"), sympy) == 1.0
-    assert score_tests(swe(["test_b"], log="sympy"), sympy) == 0.0
+LOGS = {
+    "pytest_word": "PASSED t.py::test_a[x y]\nSKIPPED [2] t.py:3: no\nFAILED t.py::test_b - assert 1\nPASSED\n",
+    "pytest_option": "PASSED t.py::test_a[/tmp/x/y.py]\nPASSED t.py::test_b[//h/x]\nPASSED t.py::test_c[a*/b]\n",
+    "pytest_line": "PASSED t.py::test_a[x  y]\nt.py::test_b \x1b[32mPASSED\x1b[0m\nFAILED t.py::test_c[a - b] - no\n",
+    "matplotlib": "PASSED t.py::test_a[MouseButton.LEFT] - x\n",
+    "seaborn": "t.py::test_a PASSED [ 50%]\nFAILED t.py::test_b - no\nPASSED t.py::test_c\nERROR t.py\n",
+    "unittest": "test_a (m.T) ... Testing against Django\nok\ntest_b (m.T)\nDoc line. ... FAIL\nA. ... skipped 'no'\n"
+    "test_c (m.T) ... expected failure\nB ...  OK\nERROR: test_d (m.T)\n",
+    "sympy": "test_a ok\ntest_b F\ntest_c f\ntest_d E\ntest_e ok    [OK]\n",
+}
+NAMES = {
+    "pytest_word": {"t.py::test_a[x": "PASSED", "t.py::test_b": "FAILED"},
+    "pytest_option": {"t.py::test_a[/y.py]": "PASSED", "t.py::test_b[//h/x]": "PASSED", "t.py::test_c[a*/b]": "PASSED"},
+    "pytest_line": {"t.py::test_a[x y]": "PASSED", "t.py::test_b": "PASSED", "t.py::test_c[a": "FAILED"},
+    "matplotlib": {"t.py::test_a[1]": "PASSED"},
+    "seaborn": {"t.py::test_a": "PASSED", "t.py::test_b": "FAILED", "t.py::test_c": "PASSED"},
+    "unittest": {"test_a (m.T)": "PASSED", "Doc line.": "FAILED", "A.": "SKIPPED", "B": "PASSED", "test_d": "ERROR"},
+    "sympy": {"test_a": "PASSED", "test_b": "FAILED", "test_d": "ERROR"},
+}
+"""As swebench 5.0.2 reads these logs (`python -m bench.graders` compares on thousands more)."""
+
+
+@pytest.mark.parametrize("log", LOGS)
+def test_tests_get_the_names_that_the_published_lists_have(log):
+    assert READERS[log](without_colours(LOGS[log])) == NAMES[log]
+
+
+def test_an_id_that_was_cut_counts_where_all_that_fit_agree():
+    seen = {"t[a b]": "PASSED", "t[a c]": "XFAIL", "u[x y]": "FAILED", "u[x z]": "PASSED", "v[1]": "PASSED"}
+    assert [status_of(seen, name) for name in ("t[a", "u[x", "v", "t[a b]")] == [
+        "PASSED",
+        "MISSING",
+        "MISSING",
+        "PASSED",
+    ]
+
+
+MARKED = f": '{START}'"
+
+
+@pytest.mark.parametrize(
+    ("output", "score"),
+    [
+        (f"+ : '{START}'\nPASSED t::a\n+ : '{END}'\n", 1),
+        (f"PASSED t::a\n{START}\nFAILED t::a\n{END}\nPASSED t::a\n", 0),  # only what stands between
+        ("PASSED t::a\n", 0),  # the suite never started
+        (f"{START}\nPASSED t::a\n", 0),  # or never ended
+        (f"{START}\n{END}\nPASSED t::a\n", 1),  # nothing between: the streams came in another order
+        (f"{START}\nPASSED t::a\n{END}\n>>>>> Test Exit Code: 0\n", 1),
+        (f"{START}\nPASSED t::a\n>>>>> Test Exit Code: 0\n{END}\n>>>>> Test Exit Code: 2\n", 0),  # who failed?
+        (f"{START}\nPASSED t::a\nFAILED t::b\n{END}\n>>>>> Test Exit Code: 1\n", 1),
+        (f"{START}\nPASSED t::a\n>>>>> Tests Timed Out\n{END}\n", 0),
+    ],
+)
+def test_a_script_with_the_official_markers_is_read_as_the_official_harness_does(output, score):
+    assert score_tests(TestGold(MARKED, FAIL_TO_PASS=("t::a",)), output) == score
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,9 @@
-"""What a run leaves can be taken elsewhere: the exported folder, served by vLLM, answers with a tool call."""
+"""What a run leaves can be taken elsewhere: the exported folder, served by vLLM, answers with a tool call, and is
+measured on all seven benchmarks in both modes."""
 
 import json
-import os
 import subprocess
 import sys
-import time
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 
+from bench.served import benchmark_words, judged_by_itself, one_prompt, ours, serving
 from envs.chat import ChatFormat
 from rl.batch import LearnerConfig
 from rl.checkpoint import Checkpoints
 from rl.config import load_recipe, save_recipe
-from rl.engine import on_cpu
-from rl.weights import free_port
 from tests.rl.ranks import on_ranks
+from tests.rl.test_evaluate import needs_bubblewrap
 from tests.rl.tiny import byte_tokenizer, save, tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,7 +64,9 @@ def save_checkpoint(core: Any, folder: str) -> None:
 
 
 @pytest.mark.heavy
-def test_an_exported_run_answers_a_chat_request_with_a_tool_call(tmp_path: Path) -> None:
+def test_an_exported_run_is_served_and_measured_on_all_benchmarks(tmp_path: Path) -> None:
+    """One server for all of it: it takes half a minute to start."""
+    needs_bubblewrap()
     model = taught_model(tmp_path / "model")
     run, out = tmp_path / "run", tmp_path / "exported"
     run.mkdir()
@@ -76,64 +77,23 @@ def test_an_exported_run_answers_a_chat_request_with_a_tool_call(tmp_path: Path)
     (checkpoint / "trainer.json").write_text(json.dumps({"step": 1, "state": {}}))
     subprocess.run([sys.executable, "-m", "launch", "export", str(run), "--out", str(out)], check=True, cwd=ROOT)
 
-    request = {
-        "model": str(out),
-        "messages": MESSAGES,
-        "tools": TOOLS,
-        "temperature": 0,
-        "max_tokens": 100,
-    }
-    message = ask_vllm(out, request)["choices"][0]["message"]
-    (call,) = message["tool_calls"]
-    assert call["function"]["name"] == "bash"
-    assert json.loads(call["function"]["arguments"]) == {"command": "ls /testbed"}
+    with serving(out, tmp_path / "serve.log", max_model_len=4096) as url:
+        request = {"model": str(out), "messages": MESSAGES, "tools": TOOLS, "temperature": 0, "max_tokens": 100}
+        (call,) = answer(url, request)["choices"][0]["message"]["tool_calls"]
+        assert call["function"]["name"] == "bash"
+        assert json.loads(call["function"]["arguments"]) == {"command": "ls /testbed"}
+
+        words = benchmark_words(tmp_path, limit=2, max_tokens=400)
+        found = ours(tmp_path, [url, "--model", str(out), *words])
+        found |= judged_by_itself(tmp_path, url, str(out))
+        found |= one_prompt(tmp_path, url, str(out))
+    assert not [name for name, row in found.items() if row["holds"] is False], found
+    assert found["served/trajectories"]["ours"] == 6 * 2 * 2 + 1  # SWE-bench has one row and no LLM mode
 
 
-def ask_vllm(model: Path, request: dict[str, Any]) -> dict[str, Any]:
-    """The answer of a vLLM server that lives for this one request."""
-    port = free_port()
-    # the command line `vllm` of the CPU build looks for a package that is called otherwise there
-    serve = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model"] if on_cpu() else ["vllm", "serve"]
-    options = [
-        "--enable-auto-tool-choice",
-        "--tool-call-parser",
-        "hermes",
-        "--enforce-eager",
-        "--max-model-len",
-        "4096",
-    ]
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "TORCHDYNAMO_DISABLE": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-    }
-    log = model.parent / "serve.log"
-    with log.open("wb") as file:
-        server = subprocess.Popen(
-            [*serve, str(model), *options, "--host", "127.0.0.1", "--port", str(port)],
-            env=environment,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        deadline = time.monotonic() + 180
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
-                break
-            except OSError:
-                assert server.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
-                time.sleep(0.5)
-        address = f"http://127.0.0.1:{port}/v1/chat/completions"
-        asked = urllib.request.Request(address, json.dumps(request).encode(), {"Content-Type": "application/json"})
-        with urllib.request.urlopen(asked, timeout=60) as answer:
-            return dict(json.load(answer))
-    finally:
-        server.terminate()
-        try:
-            server.wait(30)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
+def answer(url: str, request: dict[str, Any]) -> dict[str, Any]:
+    asked = urllib.request.Request(
+        f"{url}/chat/completions", json.dumps(request).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(asked, timeout=60) as found:
+        return dict(json.load(found))
