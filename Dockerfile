@@ -39,7 +39,7 @@ FROM ${TRAINER_BASE} AS trainer
 ARG EXTRA=gpu
 ENV DEBIAN_FRONTEND=noninteractive
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends bash bubblewrap ca-certificates g++ git make procps util-linux \
+    && apt-get install -y --no-install-recommends bash bubblewrap ca-certificates g++ git iptables make procps util-linux \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /opt/sandboxrl
 COPY . .

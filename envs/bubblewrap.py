@@ -20,8 +20,9 @@ import subprocess
 from contextlib import ExitStack
 from pathlib import Path
 
-from envs import seccomp
+from envs import network, seccomp
 from envs.cgroups import Cgroups
+from envs.links import Bridge
 from envs.sandbox import WORKDIR, BackendUnavailable, Sandbox, SandboxConfig, SandboxDied, TmpfsSizes
 from envs.wire import EXECUTOR, HELLO_S, Box, new_id
 
@@ -76,13 +77,9 @@ class Bubblewrap:
 
     def __init__(self, config: SandboxConfig) -> None:
         """Raises BackendUnavailable when this machine cannot start a sandbox, with the line that mends it."""
-        if config.network == "egress":
-            raise BackendUnavailable(
-                "sandbox.network=egress is not available with bubblewrap: it can share the host's network or none. "
-                "Use sandbox.backend=docker, or sandbox.network=full if the sandbox may reach this host's own services"
-            )
         self._config = config
         self._program = _find_program()
+        self._bridge = Bridge.open() if config.network == "egress" else None
         self._cgroups = Cgroups.find(config.limits)
         self._arguments, self._files = _arguments(config)
         self._files.append((_system_call_filter(), ("--seccomp", DESCRIPTOR)))
@@ -114,7 +111,7 @@ class Bubblewrap:
 
         box = Box(identity, reader, writer, end, self._config.limits.output_bytes, self._config.persist_shell)
         try:
-            await asyncio.gather(box.hello(), self._limit(identity, process))
+            await asyncio.gather(box.hello(), self._settle(identity, process))
         except BaseException as error:
             await box.close()
             if isinstance(error, SandboxDied):
@@ -127,18 +124,21 @@ class Bubblewrap:
     async def close(self) -> None:
         """Nothing is held between sandboxes."""
 
-    async def _limit(self, identity: str, process: subprocess.Popen[bytes]) -> None:
-        """Move PID 1, bwrap's one child, into its group while its interpreter starts: moving takes 10 ms. It has
-        no children before its first command. Raises SandboxDied."""
-        if self._cgroups is None:
+    async def _settle(self, identity: str, process: subprocess.Popen[bytes]) -> None:
+        """Move PID 1, bwrap's one child, into its group and give it its network while its interpreter starts: moving
+        takes 10 ms. It has no children before its first command. Raises SandboxDied."""
+        if self._cgroups is None and self._bridge is None:
             return
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
         try:
             while not (child := children.read_text().strip()):
                 await asyncio.sleep(0.001)
-            await asyncio.to_thread(self._cgroups.add, identity, int(child))
+            if self._bridge:
+                await self._bridge.attach(int(child))
+            if self._cgroups:
+                await asyncio.to_thread(self._cgroups.add, identity, int(child))
         except OSError as error:
-            raise SandboxDied(f"sandbox {identity} ended before its limits were set: {error}") from error
+            raise SandboxDied(f"sandbox {identity} could not be set up: {error}") from error
 
     def describe_limits(self) -> dict[str, str]:
         """How each limit is held on this machine; what is not held is said."""
@@ -152,7 +152,7 @@ class Bubblewrap:
             "open_files": "RLIMIT_NOFILE of each process",
             "file_bytes": "RLIMIT_FSIZE of each process",
             "output_bytes": "head and tail kept by the executor",
-            "network": "NOT HELD: the host's own" if self._config.network == "full" else "its own loopback only",
+            "network": network.HELD[self._config.network],
         }
 
     def _executor_command(self) -> list[str]:
@@ -238,8 +238,16 @@ def _arguments(config: SandboxConfig) -> tuple[list[str], list[Placed]]:
         for path in (*SYSTEM_FOLDERS, *(f"/etc/{name}" for name in ETC)):
             _show(path, arguments, files)
         files += [_file(path, text.encode()) for path, text in SYNTHETIC_FILES.items()]
-    if config.network == "full" and (not config.rootfs or (Path(config.rootfs) / "etc/resolv.conf").exists()):
+    if config.network != "none" and config.rootfs and not (Path(config.rootfs) / "etc/resolv.conf").exists():
+        raise BackendUnavailable(
+            f"sandbox.rootfs={config.rootfs}: names could not be resolved; make the place for that: "
+            f"touch {config.rootfs}/etc/resolv.conf"
+        )
+    if config.network == "full":
         arguments += ["--ro-bind-try", "/etc/resolv.conf", "/etc/resolv.conf"]
+    elif config.network == "egress":
+        names = "".join(f"nameserver {address}\n" for address in network.resolvers())
+        files.append((names.encode(), ("--perms", "0444", "--ro-bind-data", DESCRIPTOR, "/etc/resolv.conf")))
     arguments += ["--proc", "/proc", "--dev", "/dev"]
     arguments += ["--perms", "1777", "--size", str(tmpfs.shm), "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]
     arguments += ["--perms", "1777", "--size", str(tmpfs.tmp), "--tmpfs", "/tmp"]

@@ -120,11 +120,7 @@ class Docker:
             "open_files": "RLIMIT_NOFILE of each process",
             "file_bytes": "RLIMIT_FSIZE of each process",
             "output_bytes": "head and tail kept by the executor",
-            "network": {
-                "none": "its own loopback only",
-                "egress": "packet filter: no private, link-local or host address",
-                "full": "NOT HELD: the host's own",
-            }[self._config.network],
+            "network": network.HELD[self._config.network],
         }
 
     async def reap(self) -> int:
@@ -293,7 +289,7 @@ class Docker:
         """What the first sandbox needs once, and the reaper now and then."""
         if self._config.network == "egress" and not self._network_ready:
             try:
-                await self._request("POST", "/networks/create", network.SPECIFICATION)
+                await self._request("POST", "/networks/create", network.specification())
             except DaemonError as error:
                 if error.status != 409:  # it is there: another run made it
                     raise

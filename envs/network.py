@@ -1,41 +1,43 @@
-"""The `egress` network of Docker sandboxes: the public internet, and nothing that is near.
+"""The filter of the `egress` network: the public internet, and nothing that is near.
 
-A plain Docker network reaches the host's own services, the other machines of its network and the cloud's metadata
-address. Here a bridge of its own passes through two filter chains: forwarded traffic may not go to any private,
-link-local or reserved range (but for the resolver's port 53), and nothing may be opened towards the host itself. The
-bridge is shared by all runs of a machine and stays. Rules need root; an ordinary user finds the marker root left:
+A plain network of containers reaches the host's own services, the other machines of its network and the cloud's
+metadata address. Here sandboxes are on bridges of their own, one that Docker makes and one of ours (`envs/links.py`),
+and what comes from a bridge passes through two chains: forwarded traffic may not go to any private, link-local or
+reserved range (but for the resolver's port 53), and nothing may be opened towards the host itself. Bridges and rules
+are shared by all runs of a machine and stay. Rules need root; an ordinary user of Docker finds the marker root left:
 
     sudo python -m envs.network
 """
 
 import os
+import socket
 import subprocess
 import sys
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
+from typing import Any
 
 from envs.sandbox import BackendUnavailable
 
 NETWORK = "sandboxrl-egress"
-BRIDGE = "sandboxrl0"
-FORWARD, INPUT = "SANDBOXRL-FORWARD", "SANDBOXRL-INPUT"
+BRIDGE, OWN_BRIDGE = "sandboxrl0", "sandboxrl1"
+"""Docker's and ours."""
+FORWARD, INPUT, OWN = "SANDBOXRL-FORWARD", "SANDBOXRL-INPUT", "SANDBOXRL-OWN"
+USER = "DOCKER-USER"
+"""Docker keeps this chain in front of its own rules and leaves alone what is in it, also when it found it there. So
+rules in it come first whether or not Docker runs, and in whatever order things start."""
 MARKER = Path("/run/sandboxrl-egress")
+HELD = {
+    "none": "its own loopback only",
+    "egress": "packet filter: no private, link-local or host address",
+    "full": "NOT HELD: the host's own",
+}
+"""What keeps a sandbox of each network from what it shall not reach."""
 NEAR = (
     "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24",
     "192.168.0.0/16", "198.18.0.0/15", "224.0.0.0/4", "240.0.0.0/4",
 )  # fmt: skip
 """Ranges that are not the public internet (RFC 6890; those for documentation lead nowhere and are left out)."""
-
-SPECIFICATION = {
-    "Name": NETWORK,
-    "Driver": "bridge",
-    "CheckDuplicate": True,
-    "EnableIPv6": False,
-    "Labels": {"sandboxrl": "1"},
-    "Options": {
-        "com.docker.network.bridge.name": BRIDGE,
-        "com.docker.network.bridge.enable_icc": "false",
-    },
-}
 
 
 def resolvers() -> list[str]:
@@ -51,9 +53,39 @@ def resolvers() -> list[str]:
     raise BackendUnavailable("sandbox.network=egress: no name server in /etc/resolv.conf that a container could reach")
 
 
+def routes() -> list[tuple[str, IPv4Network]]:
+    """(interface, destination) of this machine's routes."""
+    lines = [line.split() for line in Path("/proc/net/route").read_text().splitlines()[1:]]
+    numbers = [(line[0], socket.htonl(int(line[1], 16)), socket.htonl(int(line[7], 16))) for line in lines]
+    return [(name, IPv4Network((address, str(IPv4Address(mask))))) for name, address, mask in numbers]
+
+
+def mtu() -> int:
+    """The largest packet that the way to the internet takes; a larger one inside would stall what heeds no ICMP."""
+    names = [name for name, block in routes() if block.prefixlen == 0]
+    return min((int(Path(f"/sys/class/net/{name}/mtu").read_text()) for name in names), default=1500)
+
+
+def specification() -> dict[str, Any]:
+    """The network that Docker is asked to make."""
+    return {
+        "Name": NETWORK,
+        "Driver": "bridge",
+        "CheckDuplicate": True,
+        "EnableIPv6": False,
+        "Labels": {"sandboxrl": "1"},
+        "Options": {
+            "com.docker.network.bridge.name": BRIDGE,
+            "com.docker.network.bridge.enable_icc": "false",
+            "com.docker.network.driver.mtu": str(mtu()),
+        },
+    }
+
+
 def protect() -> None:
     """Put the filter in place, whole or not at all. Raises BackendUnavailable when this process may not."""
-    marker = f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {' '.join(resolvers())}"
+    boot, namespace = Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/net")
+    marker = " ".join([boot, namespace, *resolvers()])
     if os.geteuid() != 0:
         if not MARKER.exists() or MARKER.read_text() != marker:
             raise BackendUnavailable(
@@ -62,30 +94,50 @@ def protect() -> None:
             )
         return
     _run(["iptables-restore", "--wait", "--noflush"], _rules())
-    _jump("iptables", "DOCKER-USER", FORWARD)
-    _jump("iptables", "INPUT", INPUT)
-    if Path("/proc/net/if_inet6").exists():
-        for chain in ("INPUT", "FORWARD"):
-            _jump("ip6tables", chain, "DROP")
+    if not _holds(["iptables", "--wait", "-n", "-L", USER]):
+        _run(["iptables", "--wait", "-N", USER])
+    _first("iptables", "FORWARD", "-j", USER)
+    _first("iptables", USER, "-j", OWN)
+    _first("iptables", USER, "-i", BRIDGE, "-j", FORWARD)
+    for bridge in (BRIDGE, OWN_BRIDGE):
+        _first("iptables", "INPUT", "-i", bridge, "-j", INPUT)
+        if Path("/proc/net/if_inet6").exists():
+            for chain in ("INPUT", "FORWARD"):
+                _first("ip6tables", chain, "-i", bridge, "-j", "DROP")
     MARKER.write_text(marker)
 
 
+def route(subnet: IPv4Network) -> None:
+    """Lead the traffic of our own bridge out, under this machine's address. Called once the filter is in place."""
+    forwarding = Path("/proc/sys/net/ipv4/ip_forward")
+    if forwarding.read_text().strip() == "0":
+        # This machine passed nothing on so far; it shall go on so for all but sandboxes.
+        _run(["iptables", "--wait", "-P", "FORWARD", "DROP"])
+        forwarding.write_text("1")
+    _first("iptables", "POSTROUTING", "-s", str(subnet), "!", "-o", OWN_BRIDGE, "-j", "MASQUERADE", table="nat")
+
+
 def _rules() -> str:
-    known = "-m conntrack --ctstate ESTABLISHED,RELATED -j RETURN"
-    lines = ["*filter", f":{FORWARD} - [0:0]", f":{INPUT} - [0:0]", f"-A {FORWARD} {known}"]
+    known = "-m conntrack --ctstate ESTABLISHED,RELATED"
+    lines = ["*filter", *(f":{chain} - [0:0]" for chain in (FORWARD, INPUT, OWN)), f"-A {FORWARD} {known} -j RETURN"]
     for address in resolvers():
         lines += [f"-A {FORWARD} -d {address} -p {protocol} --dport 53 -j RETURN" for protocol in ("udp", "tcp")]
     lines += [f"-A {FORWARD} -d {block} -j REJECT" for block in NEAR]
-    lines += [f"-A {INPUT} {known}", f"-A {INPUT} -j REJECT", "COMMIT", ""]
-    return "\n".join(lines)
+    lines += [f"-A {INPUT} {known} -j RETURN", f"-A {INPUT} -j REJECT"]
+    # Docker lets its own bridge through; ours is let through here, and nothing but answers comes in.
+    lines += [f"-A {OWN} -i {OWN_BRIDGE} -j {FORWARD}", f"-A {OWN} -i {OWN_BRIDGE} -j ACCEPT"]
+    lines += [f"-A {OWN} -o {OWN_BRIDGE} {known} -j ACCEPT", f"-A {OWN} -o {OWN_BRIDGE} -j REJECT"]
+    return "\n".join([*lines, "COMMIT", ""])
 
 
-def _jump(program: str, chain: str, target: str) -> None:
-    """Traffic from the bridge that comes through `chain` goes to `target`, first of all."""
-    rule = [chain, "-i", BRIDGE, "-j", target]
-    there = subprocess.run([program, "--wait", "-C", *rule], capture_output=True)
-    if there.returncode != 0:
-        _run([program, "--wait", "-I", *rule])
+def _first(program: str, chain: str, *rule: str, table: str = "filter") -> None:
+    """The rule comes first in the chain, unless it is in it already."""
+    if not _holds([program, "--wait", "-t", table, "-C", chain, *rule]):
+        _run([program, "--wait", "-t", table, "-I", chain, *rule])
+
+
+def _holds(command: list[str]) -> bool:
+    return subprocess.run(command, capture_output=True).returncode == 0
 
 
 def _run(command: list[str], text: str = "") -> None:

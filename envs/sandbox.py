@@ -95,7 +95,7 @@ class SandboxConfig:
     rootfs: str = ""
     """Root filesystem folder (bubblewrap only); empty: the host's system directories, read-only, by allow-list."""
     network: str = "none"
-    """`none`, `egress` (the public internet, but neither the host nor private ranges) or `full`."""
+    """`none`, `egress` (the public internet, but neither the host nor private ranges; needs root) or `full`."""
     env: dict[str, str] = field(default_factory=dict)
     """Variables that every command sees; for example a proxy or a package index. Never a secret."""
     runtime: str = ""

@@ -13,6 +13,8 @@ from envs.bubblewrap import FIRST_UID, NUM_UIDS
 from envs.pool import open_backend
 from envs.sandbox import SandboxConfig
 
+RESOLVERS = Path("/etc/resolv.conf")
+
 
 @pytest.fixture
 def bubblewrap(machine):
@@ -70,6 +72,19 @@ def test_files_that_would_be_hidden_are_an_error(bubblewrap, rootfs):
     (rootfs / "testbed/code.py").write_text("")
     with pytest.raises(InputError, match="testbed"):
         open_backend(SandboxConfig(rootfs=str(rootfs)))
+
+
+def test_a_root_filesystem_folder_needs_a_place_for_name_servers(bubblewrap, rootfs):
+    with pytest.raises(InputError, match="touch .*/etc/resolv.conf"):
+        open_backend(SandboxConfig(rootfs=str(rootfs), network="full"))
+    (rootfs / "etc/resolv.conf").touch()
+
+    async def body(box):
+        return (await box.exec("echo $(< /etc/resolv.conf)")).stdout
+
+    assert bubblewrap.run(body, rootfs=str(rootfs), network="full").split() == RESOLVERS.read_bytes().split()
+    if os.geteuid() == 0 and not bubblewrap.drops and shutil.which("iptables"):
+        assert b"nameserver " in bubblewrap.run(body, rootfs=str(rootfs), network="egress")
 
 
 def uid_of_process(command_line: bytes) -> int | None:

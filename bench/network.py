@@ -1,0 +1,98 @@
+"""What the network `egress` adds to a sandbox's start and end: `python -m bench.network [--quick] --out FILE.json`.
+
+Rounds are interleaved: each starts and closes one sandbox with and one without a network, of each backend that this
+machine has (`--backends`). Then many are started at once. Needs root for bubblewrap, as the network does.
+"""
+
+import argparse
+import asyncio
+import os
+import random
+import statistics
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from bench.report import measure, write_report
+from envs.pool import open_backend
+from envs.sandbox import BACKENDS, Backend, BackendUnavailable, SandboxConfig
+
+NETWORKS = ("none", "egress")
+
+
+async def one_by_one(backends: dict[str, Backend], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each start and each close."""
+    seconds: dict[str, list[float]] = defaultdict(list)
+    order = list(backends)
+    for index in range(rounds):
+        random.Random(index).shuffle(order)
+        for name in order:
+            started = time.perf_counter()
+            box = await backends[name].start()
+            seconds[f"{name}/start"].append(time.perf_counter() - started)
+            await box.exec("true")
+            started = time.perf_counter()
+            await box.close()
+            seconds[f"{name}/close"].append(time.perf_counter() - started)
+    return seconds
+
+
+async def at_once(backend: Backend, count: int) -> float:
+    """Sandboxes started a second, twice as many at a time as there are cores."""
+    gate = asyncio.Semaphore(2 * (os.cpu_count() or 1))
+
+    async def one() -> Any:
+        async with gate:
+            return await backend.start()
+
+    started = time.perf_counter()
+    boxes = await asyncio.gather(*(one() for _ in range(count)))
+    rate = count / (time.perf_counter() - started)
+    await asyncio.gather(*(box.close() for box in boxes))
+    return rate
+
+
+async def run(args: argparse.Namespace) -> dict[str, Any]:
+    backends = {
+        f"{backend}/{network}": open_backend(SandboxConfig(backend=backend, image=args.image, network=network))
+        for backend in args.backends
+        for network in NETWORKS
+    }
+    measures: dict[str, Any] = {}
+    try:
+        await one_by_one(backends, 1)
+        for name, seconds in sorted((await one_by_one(backends, 10 if args.quick else 60)).items()):
+            ms = sorted(1000 * value for value in seconds)
+            measures[f"{name}_ms"] = measure(statistics.median(ms))
+            measures[f"{name}_p95_ms"] = measure(ms[round(0.95 * len(ms)) - 1])
+        for name in args.backends:
+            adds = measures[f"{name}/egress/start_ms"]["ours"] - measures[f"{name}/none/start_ms"]["ours"]
+            measures[f"{name}/egress_adds_ms"] = measure(adds)
+        for name, backend in backends.items():
+            measures[f"{name}/starts_per_s"] = measure(await at_once(backend, 16 if args.quick else 64))
+    finally:
+        for backend in backends.values():
+            await backend.close()
+    return measures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.network", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--quick", action="store_true", help="fewer rounds")
+    parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=list(BACKENDS))
+    parser.add_argument("--image", default=SandboxConfig().image)
+    args = parser.parse_args()
+    try:
+        measures = asyncio.run(run(args))
+    except BackendUnavailable as error:
+        sys.exit(f"bench.network: {error}")
+    write_report(args.out, measures)
+
+
+if __name__ == "__main__":
+    main()
