@@ -87,6 +87,7 @@ def choice_question(text: str, options: Sequence[str], answers: Sequence[str]) -
 
 
 def free_question(text: str, gold: str, others: Iterable[str] = ()) -> Question:
+    """A question with a free answer; `others` are right as well."""
     golds = [other for other in dict.fromkeys(others) if other.strip() and _same(other) != _same(gold)]
     return Question(text.strip(), gold.strip(), free_reward(gold), metadata={"golds": golds} if golds else {})
 
@@ -351,8 +352,8 @@ def own(where: str, row: Row, folder: Path, shared: Mapping[str, str]) -> Contex
     """A row of one's own: `question` and `answer`, or an ordered list `questions` of such.
 
     Documents: `context` (one text), or `documents` (an object name -> text, or a list of names of files in the folder;
-    names joined by `;` in a CSV), or nothing: then those of the folder. `options` makes it a choice; `reward` overrides
-    the kind of grading.
+    names joined by `;` in a CSV), or nothing: then those of the folder. `options` makes it a choice; without them each
+    of several answers is accepted. `reward` overrides the kind of grading.
     """
     row = {key: value for key, value in row.items() if value is not None and value != ""}  # empty cells of a CSV
     listed = json_field(row, "questions") if "questions" in row else [row]
@@ -385,20 +386,24 @@ def own(where: str, row: Row, folder: Path, shared: Mapping[str, str]) -> Contex
 
 def _own_question(row: Row) -> Question:
     asked, answer = text_field(row, "question"), row.get("answer")
-    if isinstance(answer, int | float) and not isinstance(answer, bool):
-        answer = str(answer)
+    answers = [_answer(one) for one in (answer if isinstance(answer, list) and answer else [answer])]
     options = json_field(row, "options")
     if options is not None:
         if not isinstance(options, list):
             raise InputError("'options' is not a list")
-        right = answer if isinstance(answer, list) else [text_field({"answer": answer}, "answer")]
-        question = choice_question(asked, [str(option) for option in options], [str(one) for one in right])
+        question = choice_question(asked, [str(option) for option in options], answers)
     else:
-        question = free_question(asked, text_field({"answer": answer}, "answer"))
+        question = free_question(asked, answers[0], answers[1:])
     reward = row.get("reward") or question.reward
     if reward not in REWARDS:
         raise InputError(f"unknown reward {reward!r}; valid: {', '.join(REWARDS)}")
     return Question(question.text, question.gold, reward, question.options, question.metadata)
+
+
+def _answer(value: Any) -> str:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        value = str(value)
+    return text_field({"answer": value}, "answer")
 
 
 def document(folder: Path, name: str) -> str:

@@ -5,6 +5,7 @@
     rouge     ROUGE-L F-measure with the Porter stemmer, as rouge-score 0.1.2 computes it
     exact     1 if equal after trimming, joining white space and case folding
     number    1 if equal as exact numbers
+              where a source accepts several answers (`metadata["golds"]`), these three give the best of them
     math      1 if math-verify finds the one expression that was answered equal to the gold
 
 An empty answer scores 0 and the gold answer scores 1, for every kind. `check_gold` raises InputError for a gold that
@@ -170,10 +171,19 @@ def _gold_letters(task: Task) -> frozenset[str]:
 # --------------------------------------------------------------------------------------------------------- free text
 
 
+def accepted(task: Task) -> tuple[str, ...]:
+    """The gold, and the other answers that the source accepts. Raises InputError for `golds` that are not texts."""
+    others = task.metadata.get("golds", [])
+    if not isinstance(others, list) or not all(isinstance(other, str) for other in others):
+        raise InputError(f"task {task.id}: metadata 'golds' is not a list of texts")
+    return (task.gold, *others)
+
+
 def rouge(task: Task, answer: str) -> float:
-    if len(answer) > max(MAX_ANSWER_CHARS, 4 * len(task.gold)):
+    golds = accepted(task)
+    if len(answer) > max(MAX_ANSWER_CHARS, 4 * max(map(len, golds))):
         return 0.0
-    return rouge_l(task.gold, answer)
+    return max(rouge_l(gold, answer) for gold in golds)
 
 
 def rouge_l(gold: str, answer: str) -> float:
@@ -214,7 +224,7 @@ def _plain(text: str) -> str:
 
 
 def exact(task: Task, answer: str) -> float:
-    return float(bool(answer.strip()) and _plain(answer) == _plain(task.gold))
+    return float(bool(answer.strip()) and _plain(answer) in map(_plain, accepted(task)))
 
 
 # ----------------------------------------------------------------------------------------------------------- numbers
@@ -254,11 +264,12 @@ def parse_number(text: str) -> tuple[Fraction, str] | None:
 
 
 def number(task: Task, answer: str) -> float:
-    gold = parse_number(task.gold)
-    if gold is None:
+    if parse_number(task.gold) is None:
         raise InputError(f"task {task.id}: gold {task.gold!r} is not a number")
+    golds = accepted(task)
     said = [parse_number(answer)] + [parse_number(value) for value in after_phrases(answer[:MAX_SHORT_CHARS])[-1:]]
-    return float(gold in said)
+    right = any(value is not None and value in map(parse_number, golds) for value in said)
+    return float(right or exact(task, answer) == 1.0)  # another accepted answer may be the number's word
 
 
 # ------------------------------------------------------------------------------------------------------- mathematics
@@ -362,6 +373,7 @@ def check_gold(task: Task) -> None:
     """Raises InputError if no answer could score 1, or if the kind of reward does not suit the gold."""
     if not task.gold.strip():
         raise InputError(f"task {task.id}: the gold is empty, so nothing can score 1")
+    accepted(task)
     if task.reward in ("choice", "choices"):
         _gold_letters(task)
     elif task.reward == "number" and parse_number(task.gold) is None:

@@ -12,6 +12,7 @@ from data.formats import choice_question, free_reward, printed_letters
 from data.reading import Rejected
 from data.sources import SOURCES, iter_source, load_source, load_sources, source_options
 from data.task import Task
+from envs.rewards import REWARD_FUNCTIONS
 
 REAL = os.environ.get("SANDBOXRL_REAL_DATA", "")
 
@@ -210,6 +211,24 @@ def test_ones_own_questions_on_a_folder_of_documents(tmp_path: Path) -> None:
     assert "'picture.png' is not UTF-8" in said and "'leak.txt' is a link that leaves the folder" in said
     assert "4: document 'missing.txt' is missing" in said and "5: document name '../../etc/passwd' would leave" in said
     assert "root:" not in "".join(task.to_json() for task in tasks)
+
+
+def test_several_answers_are_all_accepted_where_the_source_says_so(tmp_path: Path) -> None:
+    (tmp_path / "fox-story.csv").write_text("section,text\n1,The fox ran home.\n2,It slept there.\n")
+    (tmp_path / "fox-questions.csv").write_text(
+        "question,answer1,answer2,answer3,answer4,answer5,answer6\n"
+        "Where did it sleep?,at home,in its den,,At home.,,\nHow many foxes?,1,one,,,,\n"
+    )
+    tasks, _ = load("general", tmp_path, tasks_per_context=2)
+    by_question = {task.question: task for task in tasks}
+    where, how_many = by_question["Where did it sleep?"], by_question["How many foxes?"]
+    assert (where.gold, where.reward, where.metadata["golds"]) == ("at home", "rouge", ["in its den"])
+    assert (how_many.gold, how_many.reward, how_many.metadata["golds"]) == ("1", "number", ["one"])
+    mine = {"question": "Where?", "answer": ["at home", "in its den"], "context": STORY}
+    (own,), bad = load("files", rows_file(tmp_path, [mine, {**mine, "answer": ["x", None]}]), num_distractors=0)
+    assert (own.gold, own.metadata["golds"]) == ("at home", ["in its den"]) and "'answer' is null" in bad[0]
+    for task, answer in ((where, "in its den"), (how_many, "One"), (own, "in its den")):
+        assert REWARD_FUNCTIONS[task.reward](task, answer) == 1.0 > REWARD_FUNCTIONS[task.reward](task, "under a tree")
 
 
 def test_rows_of_ones_own_with_context_options_and_ordered_questions(tmp_path: Path) -> None:

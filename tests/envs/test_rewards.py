@@ -240,6 +240,40 @@ def test_boxes_are_found_in_one_pass_whatever_the_text():
     assert time.monotonic() - before < 5
 
 
+@pytest.mark.parametrize(
+    ("kind", "gold", "others", "scores"),
+    [
+        ("rouge", "in a small house", ["at home", "inside"], {"at home": 1, "in a house": 6 / 7, "away": 0, "": 0}),
+        ("exact", "東京", ["Tokyo"], {"tokyo": 1, "東京": 1, "京都": 0, "": 0}),
+        ("number", "3", ["three", "3.5"], {"3": 1, "Three": 1, "3.5": 1, "4": 0, "three or four": 0, "": 0}),
+    ],
+)
+def test_the_best_of_the_accepted_answers_counts(kind, gold, others, scores):
+    several = task(kind, gold, golds=others)
+    check_gold(several)
+    found = {answer: REWARD_FUNCTIONS[kind](several, answer) for answer in scores}
+    assert found == pytest.approx(scores)
+    if kind == "rouge":
+        scorer = RougeScorer(["rougeL"], use_stemmer=True)
+        for answer in scores:
+            assert found[answer] == pytest.approx(scorer.score_multi([gold, *others], answer)["rougeL"].fmeasure)
+
+
+def test_a_long_accepted_answer_may_be_given_whole():
+    long = "word " * 6000
+    assert rouge(task("rouge", "short", golds=[long]), long) == 1.0
+    assert rouge(task("rouge", "short"), long) == 0.0
+
+
+@pytest.mark.parametrize("golds", ["three", [3], [None], {"a": "b"}])
+def test_accepted_answers_that_are_not_texts_are_refused(golds):
+    wrong = task("rouge", "3 dogs", golds=golds)
+    with pytest.raises(InputError, match="'golds' is not a list of texts"):
+        check_gold(wrong)
+    with pytest.raises(InputError, match="'golds' is not a list of texts"):
+        rouge(wrong, "dogs")
+
+
 def test_a_letter_that_is_given_after_a_box_counts():
     one = task("choice", "B", FOUR)
     assert extract_answer(one, r"So \boxed{42} grams. Answer: B") == "B"
