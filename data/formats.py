@@ -210,19 +210,30 @@ def dapo(where: str, row: Row) -> Task:
     )
 
 
-_R2E_COMMAND = (
-    "cd /testbed; for f in r2e_tests run_tests.sh; do "
-    '[ -e "$f" ] || ln -s "$(ls -d "/root/$f" "/$f" 2>/dev/null | head -n1)" "$f"; done; bash run_tests.sh'
-)
-"""The images hold the tests in /r2e_tests or, once they are hidden from the policy, in /root."""
+_R2E_HIDDEN = ("/r2e_tests", "/testbed/run_tests.sh")
+_R2E_COMMAND = "cd /testbed && rm -rf r2e_tests && ln -s /r2e_tests r2e_tests && bash run_tests.sh"
+"""Where the published images hold their tests, in reach of the policy; and how they are run."""
+R2E_PREPARE = """\
+if [ -e .git ]; then
+    git clone -q --bare --depth 1 "file://$PWD" .git-of-this-commit
+    rm -rf .git
+    mv .git-of-this-commit .git
+    git config core.bare false
+    git remote remove origin
+    git reset -q
+fi
+"""
+"""The history of the repository goes on beyond the task, to the commit that solves it, with its tests. What is left is
+the one commit that is checked out; the working tree stays as it is."""
 
 
 def r2e_gym(where: str, row: Row) -> Task:
     """A row of R2E-Gym: one image per task, the repository in /testbed, its tests and what each of them must say.
 
     Rows of one's own may bring a `repository` (name -> text, put into /testbed/documents) in the place of an image, and
-    name the `test_command`, the `test_log` it writes (pytest, unittest, sympy) and `test_files` (path -> text), which
-    come into the sandbox only when the work is over.
+    name the `test_command`, the `test_log` it writes (pytest, unittest, sympy), `test_files` (path -> text), which come
+    into the sandbox only when the work is over, and `hidden_paths`, files and folders of their own image that are taken
+    out of the sandbox until then.
     """
     statement = text_field(row, "problem_statement")
     issue = re.search(r"\[ISSUE\](.*)\[/ISSUE\]", statement, re.S)
@@ -239,7 +250,12 @@ def r2e_gym(where: str, row: Row) -> Task:
     if not isinstance(repository, dict) or not all(isinstance(text, str) for text in repository.values()):
         raise InputError("'repository' is not an object of name -> text")
     image = "" if repository and not row.get("docker_image") else text_field(row, "docker_image")
-    gold = {"command": row.get("test_command") or _R2E_COMMAND, "expected": expected, "files": files}
+    hidden = json_field(row, "hidden_paths") or []
+    if not isinstance(hidden, list) or not all(isinstance(path, str) and path.startswith("/") for path in hidden):
+        raise InputError("'hidden_paths' is not a list of absolute paths")
+    gold: dict[str, Any] = {"command": row.get("test_command"), "expected": expected, "files": files, "hidden": hidden}
+    if not gold["command"]:
+        gold |= {"command": _R2E_COMMAND, "hidden": [*_R2E_HIDDEN, *hidden], "prepare": R2E_PREPARE}
     if row.get("test_log"):
         gold["log"] = row["test_log"]
     commit = str(row.get("commit_hash") or "")

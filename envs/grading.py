@@ -13,9 +13,12 @@ zero.
 import asyncio
 import json
 import os
+import posixpath
 import secrets
+import shlex
 import sys
 from asyncio.subprocess import PIPE, Process
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,12 +26,15 @@ from typing import Any, Protocol
 from data.errors import InputError, nearest
 from data.task import Task
 from envs.rewards import REWARD_FUNCTIONS, check_gold
-from envs.sandbox import FileRefused, Sandbox
+from envs.sandbox import WORKDIR, FileRefused, Sandbox
 from envs.suites import READERS, resolved, without_colours
 
 SCHEMES = ("strict", "reference")
 JUDGED = ("judge_physics", "judge_equality")
 TEST_OUTPUT_BYTES = 16 << 20
+HIDDEN_BYTES = 64 << 20
+"""Of the files of a task that are taken out of its sandbox, together."""
+HIDE_S = 300.0
 START_S = 120.0
 """For a grading process to start; it imports for about a second."""
 
@@ -91,13 +97,16 @@ class Grader:
                 if name not in reply["names"]:
                     raise InputError(f"task {task.id}: the IFBench verifier does not know {name!r}")
 
-    async def grade(self, task: Task, answer: str, sandbox: Sandbox | None = None) -> float:
-        """The score of `answer`, in [0, 1]. `sandbox` is where the answer was made (kind `tests` needs it).
+    async def grade(
+        self, task: Task, answer: str, sandbox: Sandbox | None = None, hidden: Mapping[str, bytes] | None = None
+    ) -> float:
+        """The score of `answer`, in [0, 1]. `sandbox` is where the answer was made (kind `tests` needs it), `hidden`
+        what `hide_tests` took out of it.
 
         Raises GraderFailed when no judgement could be had, InputError when the task itself cannot be graded.
         """
         if task.reward == "tests":
-            return await _run_tests(task, sandbox)
+            return await _run_tests(task, sandbox, hidden or {})
         if not answer.strip():
             return 0.0
         if task.reward in JUDGED:
@@ -231,6 +240,11 @@ class TestGold:
     """How the output is written: one of `envs.suites.READERS`."""
     files: dict[str, str] | None = None
     """Path -> text, written just before the command: hidden tests never lie in the sandbox while the policy works."""
+    prepare: str = ""
+    """Shell script, run in /testbed before the policy's first turn."""
+    hidden: tuple[str, ...] = ()
+    """Files and folders of the image (absolute) that the policy must not see: taken out before its first turn, put back
+    for the command."""
     timeout_s: float = 1800.0
 
 
@@ -247,18 +261,52 @@ def parse_test_gold(task: Task) -> TestGold:
     return gold
 
 
-async def _run_tests(task: Task, sandbox: Sandbox | None) -> float:
+async def hide_tests(task: Task, sandbox: Sandbox) -> dict[str, bytes]:
+    """Before the policy's first turn: take what `task` is graded by out of the sandbox, and return it for `grade`.
+
+    It is kept on this side, where nothing that the policy does can change it. Raises GraderFailed when the image is not
+    as the task says: without its tests nothing could be judged.
+    """
+    gold = parse_test_gold(task) if task.reward == "tests" else None
+    if gold is None or not (gold.prepare or gold.hidden):
+        return {}
+    where, paths, hidden = task.image or "the sandbox", shlex.join(gold.hidden), {}
+    listing = f"find {paths} -type f ! -name '*.pyc' -print0" if paths else ""
+    found = await sandbox.exec(
+        f"set -e\n(\n{gold.prepare}\n:) >&2\n{listing}", timeout_s=HIDE_S, max_bytes=TEST_OUTPUT_BYTES
+    )
+    names = found.stdout.decode(errors="surrogateescape").split("\0")[:-1]
+    if found.exit_code or found.timed_out or found.stdout_bytes > len(found.stdout) or bool(paths) > bool(names):
+        said = " ".join(found.stderr.decode(errors="replace").split())[-300:]
+        raise GraderFailed(f"task {task.id}: its tests cannot be hidden in {where}: {said}")
+    for name in names:
+        hidden[name] = await sandbox.read(name, HIDDEN_BYTES)
+        if sum(map(len, hidden.values())) > HIDDEN_BYTES:
+            raise GraderFailed(f"task {task.id}: its tests are larger than {HIDDEN_BYTES} bytes")
+    if names and (await sandbox.exec(f"rm -rf -- {paths}", timeout_s=HIDE_S)).exit_code:
+        raise GraderFailed(f"task {task.id}: its tests cannot be removed from {where}")
+    return hidden
+
+
+async def _run_tests(task: Task, sandbox: Sandbox | None, hidden: Mapping[str, bytes]) -> float:
     if sandbox is None:
         raise InputError(f"task {task.id} is graded by running tests, which needs sandbox mode")
     gold = parse_test_gold(task)
+    if gold.hidden and not hidden:
+        raise GraderFailed(f"task {task.id}: its tests were not hidden before the first turn")
+    files = {**hidden, **{path: text.encode() for path, text in (gold.files or {}).items()}}
+    # what the policy left running would see the tests come, and change them; what it put in their place is none of them
+    places = shlex.join(posixpath.join(WORKDIR, path) for path in (*gold.hidden, *(gold.files or {})))
+    await sandbox.exec(f"kill -KILL -1 2>/dev/null; rm -rf -- {places}", timeout_s=HIDE_S)
     try:
-        await sandbox.write({path: text.encode() for path, text in (gold.files or {}).items()})
+        await sandbox.write(files)
     except FileRefused:  # the policy left something in the way that is not a regular file
         return 0.0
     # Python takes compiled code for current when the source has the same second and length: compile anew, elsewhere
     fresh = {"PYTHONPYCACHEPREFIX": f"/tmp/.tests-{secrets.token_hex(8)}"}
-    # one stream, in its order: what a script says on standard error (`set -x`) marks what it says on standard output
-    command = f"exec 2>&1\n{gold.command}"
+    # the folder: a shell that persists is where the policy went. One stream, in its order: what a script says on
+    # standard error (`set -x`) marks what it says on standard output
+    command = f"cd {WORKDIR}\nexec 2>&1\n{gold.command}"
     result = await sandbox.exec(command, timeout_s=gold.timeout_s, env=fresh, max_bytes=TEST_OUTPUT_BYTES)
     return 0.0 if result.timed_out else score_tests(gold, result.stdout.decode(errors="replace"))
 

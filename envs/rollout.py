@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from data.errors import InputError
 from data.prompt import Arm, render
 from data.task import Task
-from envs.grading import Grader, GraderFailed
+from envs.grading import Grader, GraderFailed, hide_tests
 from envs.policy import Conversation, EngineLost, Policy, Reply
 from envs.pool import Pool
 from envs.rewards import extract_answer
@@ -88,9 +88,11 @@ async def rollout(
     try:
         async with AsyncExitStack() as stack:
             sandbox = None
+            hidden: dict[str, bytes] = {}
             if mode == "sandbox":
                 assert pool is not None and tools is not None, "sandbox mode needs a pool and tools"
                 sandbox = await stack.enter_async_context(pool.sandbox(task.image))
+                hidden = await hide_tests(task, sandbox)
                 await _furnish(sandbox, task, files or {})
             try:
                 stop = await _converse(task, policy, arm, mode, sandbox, tools, limits, seed, progress, on_turn)
@@ -99,7 +101,7 @@ async def rollout(
                     await on_end(sandbox)
             progress.answer = await _answer(task, sandbox, progress.turns)
             if grader is not None:
-                progress.score = await grader.grade(task, progress.answer, sandbox)
+                progress.score = await grader.grade(task, progress.answer, sandbox, hidden)
     except BackendUnavailable:
         raise  # the input is wrong: no trajectory can run here
     except EngineLost as error:
