@@ -17,6 +17,7 @@ import socket
 import tempfile
 import time
 import urllib.parse
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +63,33 @@ class Docker:
         self._reaped = 0.0
         self._network_ready = False
         self._reaping: asyncio.Task[int] | None = None
-        self._version, info = self._probe()
+        engine, info = self._probe()
+        self._version = str(engine["ApiVersion"])
+        self._podman = any(part["Name"] == "Podman Engine" for part in engine.get("Components") or [])
+        self._refuse(info.get("Runtimes") or {})
         self._cpus = int(info["NCPU"])
         self._quota = ["Backing Filesystem", "xfs"] in (info.get("DriverStatus") or [])
         self._boxes: dict[str, Box] = {}
         self._watching: asyncio.Task[None] | None = None
+
+    def _refuse(self, runtimes: Collection[str]) -> None:
+        """Raises BackendUnavailable for what this daemon would not do, or would say it did."""
+        runtime = self._config.runtime
+        if self._podman and self._config.network == "egress":
+            raise BackendUnavailable(
+                "sandbox.network=egress is not available through Podman: its own rules let containers through before "
+                "ours see them; use Docker, or sandbox.backend=bubblewrap as root"
+            )
+        if self._podman and runtime:
+            raise BackendUnavailable(
+                f"sandbox.runtime={runtime}: Podman ignores a container's runtime; name it at its start: "
+                f"podman --runtime {runtime} system service"
+            )
+        if runtime and runtime not in runtimes and "." not in runtime:  # containerd's own have dots and are not listed
+            raise BackendUnavailable(
+                f"sandbox.runtime={runtime}: this daemon has {', '.join(sorted(runtimes))}; start it with: "
+                f"dockerd --add-runtime {runtime}=PATH, or name it in /etc/docker/daemon.json"
+            )
 
     async def start(self, image: str = "") -> Sandbox:
         """A ready sandbox from `image`. Raises BackendUnavailable for an image that is not there, SandboxDied."""
@@ -82,6 +105,8 @@ class Docker:
             os.chmod(f"{folder}/socket", 0o666)
             listener.listen(1)
             (folder / "executor.py").write_bytes(EXECUTOR)
+            if self._podman:
+                (folder / "seccomp.json").write_text(self._profile)
             spec = await self._specification(image, str(folder), identity)
             container = await self._create(spec)
             await self._launch(container, image)
@@ -206,6 +231,7 @@ class Docker:
             mounts[WORKDIR] = f"size={tmpfs.testbed},exec,mode=755"
         bounds = {"processes": limits.processes, "file_bytes": limits.file_bytes}
         options = [word for name, bound in bounds.items() for word in ("--limit", f"{name}={bound}")]
+        profile = f"{folder}/seccomp.json" if self._podman else self._profile
         program = ["python3", "-I", "-S", f"{INSIDE}/executor.py", "--connect", f"{INSIDE}/socket", *options]
         return {
             "Image": image,
@@ -232,11 +258,12 @@ class Docker:
                 "Sysctls": {"net.ipv6.conf.all.disable_ipv6": "1"} if self._config.network == "egress" else {},
                 "PidsLimit": limits.processes,
                 "Runtime": self._config.runtime or None,
-                "SecurityOpt": ["no-new-privileges", f"seccomp={self._profile}"],
+                "SecurityOpt": ["no-new-privileges", f"seccomp={profile}"],
                 "Tmpfs": mounts,
                 "Ulimits": [
                     {"Name": "core", "Soft": 0, "Hard": 0},
                     {"Name": "nofile", "Soft": limits.open_files, "Hard": limits.open_files},
+                    {"Name": "nproc", "Soft": limits.processes, "Hard": limits.processes},
                 ],
             },
         }
@@ -300,20 +327,21 @@ class Docker:
             self._reaped = now
             self._reaping = asyncio.create_task(self.reap())
 
-    def _probe(self) -> tuple[str, dict[str, Any]]:
-        """(API version, description) of the daemon."""
+    def _probe(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What the daemon says of its version and of itself."""
         path = self._config.socket
         try:
             with socket.socket(socket.AF_UNIX) as connection:
                 connection.settimeout(10)
                 connection.connect(path)
                 connection.sendall(_request_bytes("GET", "/version"))
-                version = _decode(b"".join(iter(lambda: connection.recv(65536), b"")))["ApiVersion"]
+                engine = _decode(b"".join(iter(lambda: connection.recv(65536), b"")))
+                version = engine["ApiVersion"]
             with socket.socket(socket.AF_UNIX) as connection:
                 connection.settimeout(10)
                 connection.connect(path)
                 connection.sendall(_request_bytes("GET", f"/v{version}/info"))
-                return version, _decode(b"".join(iter(lambda: connection.recv(65536), b"")))
+                return engine, _decode(b"".join(iter(lambda: connection.recv(65536), b"")))
         except FileNotFoundError as error:
             raise BackendUnavailable(
                 f"no Docker daemon at {path}; start one with: sudo systemctl start docker (or: sudo dockerd &), "

@@ -20,9 +20,9 @@ from typing import Any
 from envs.sandbox import BackendUnavailable
 
 NETWORK = "sandboxrl-egress"
-BRIDGE, OWN_BRIDGE = "sandboxrl0", "sandboxrl1"
-"""Docker's and ours."""
-FORWARD, INPUT, OWN = "SANDBOXRL-FORWARD", "SANDBOXRL-INPUT", "SANDBOXRL-OWN"
+BRIDGE, OWN_BRIDGE, BRIDGES = "sandboxrl0", "sandboxrl1", "sandboxrl+"
+"""Docker's, ours, and both, as packet filter rules name them."""
+FORWARD, NEARBY, INPUT = "SANDBOXRL", "SANDBOXRL-NEAR", "SANDBOXRL-INPUT"
 USER = "DOCKER-USER"
 """Docker keeps this chain in front of its own rules and leaves alone what is in it, also when it found it there. So
 rules in it come first whether or not Docker runs, and in whatever order things start."""
@@ -97,13 +97,11 @@ def protect() -> None:
     if not _holds(["iptables", "--wait", "-n", "-L", USER]):
         _run(["iptables", "--wait", "-N", USER])
     _first("iptables", "FORWARD", "-j", USER)
-    _first("iptables", USER, "-j", OWN)
-    _first("iptables", USER, "-i", BRIDGE, "-j", FORWARD)
-    for bridge in (BRIDGE, OWN_BRIDGE):
-        _first("iptables", "INPUT", "-i", bridge, "-j", INPUT)
-        if Path("/proc/net/if_inet6").exists():
-            for chain in ("INPUT", "FORWARD"):
-                _first("ip6tables", chain, "-i", bridge, "-j", "DROP")
+    _first("iptables", USER, "-j", FORWARD)
+    _first("iptables", "INPUT", "-i", BRIDGES, "-j", INPUT)
+    if Path("/proc/net/if_inet6").exists():
+        for chain in ("INPUT", "FORWARD"):
+            _first("ip6tables", chain, "-i", BRIDGES, "-j", "DROP")
     MARKER.write_text(marker)
 
 
@@ -119,15 +117,16 @@ def route(subnet: IPv4Network) -> None:
 
 def _rules() -> str:
     known = "-m conntrack --ctstate ESTABLISHED,RELATED"
-    lines = ["*filter", *(f":{chain} - [0:0]" for chain in (FORWARD, INPUT, OWN)), f"-A {FORWARD} {known} -j RETURN"]
-    for address in resolvers():
-        lines += [f"-A {FORWARD} -d {address} -p {protocol} --dport 53 -j RETURN" for protocol in ("udp", "tcp")]
-    lines += [f"-A {FORWARD} -d {block} -j REJECT" for block in NEAR]
-    lines += [f"-A {INPUT} {known} -j RETURN", f"-A {INPUT} -j REJECT"]
+    lines = ["*filter", *(f":{chain} - [0:0]" for chain in (FORWARD, NEARBY, INPUT))]
+    lines += [f"-A {FORWARD} -i {BRIDGES} -j {NEARBY}"]
     # Docker lets its own bridge through; ours is let through here, and nothing but answers comes in.
-    lines += [f"-A {OWN} -i {OWN_BRIDGE} -j {FORWARD}", f"-A {OWN} -i {OWN_BRIDGE} -j ACCEPT"]
-    lines += [f"-A {OWN} -o {OWN_BRIDGE} {known} -j ACCEPT", f"-A {OWN} -o {OWN_BRIDGE} -j REJECT"]
-    return "\n".join([*lines, "COMMIT", ""])
+    lines += [f"-A {FORWARD} -i {OWN_BRIDGE} -j ACCEPT", f"-A {FORWARD} -o {OWN_BRIDGE} {known} -j ACCEPT"]
+    lines += [f"-A {FORWARD} -o {OWN_BRIDGE} -j REJECT", f"-A {NEARBY} {known} -j RETURN"]
+    for address in resolvers():
+        lines += [f"-A {NEARBY} -d {address} -p {protocol} --dport 53 -j RETURN" for protocol in ("udp", "tcp")]
+    lines += [f"-A {NEARBY} -d {block} -j REJECT" for block in NEAR]
+    lines += [f"-A {INPUT} {known} -j RETURN", f"-A {INPUT} -j REJECT", "COMMIT", ""]
+    return "\n".join(lines)
 
 
 def _first(program: str, chain: str, *rule: str, table: str = "filter") -> None:

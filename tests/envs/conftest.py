@@ -16,6 +16,9 @@ from envs.pool import open_backend
 from envs.sandbox import BackendUnavailable, Sandbox, SandboxConfig
 
 DOCKER_IMAGE = os.environ.get("SANDBOXRL_TEST_IMAGE", "sandboxrl/base:local")
+DOCKER_SOCKET = os.environ.get("SANDBOXRL_TEST_SOCKET", SandboxConfig().socket)
+DOCKER_RUNTIME = os.environ.get("SANDBOXRL_TEST_RUNTIME", "")
+"""So the same tests run over Podman, or over another runtime."""
 ORDINARY_UID = 23456
 Body = Callable[..., Awaitable[Any]]
 
@@ -24,6 +27,12 @@ BACKENDS = [
     pytest.param("bubblewrap as an ordinary user"),
     pytest.param("docker", marks=pytest.mark.docker),
 ]
+
+
+def docker_config(**changes: Any) -> SandboxConfig:
+    """The docker backend that is tested."""
+    found = {"backend": "docker", "image": DOCKER_IMAGE, "socket": DOCKER_SOCKET, "runtime": DOCKER_RUNTIME}
+    return SandboxConfig(**(found | changes))
 
 
 class Machine:
@@ -35,7 +44,7 @@ class Machine:
         self.drops = name.endswith("user")
 
     def config(self, **changes: Any) -> SandboxConfig:
-        return SandboxConfig(backend=self.backend, image=DOCKER_IMAGE, **changes)
+        return docker_config(backend=self.backend, **changes)
 
     def run(self, body: Body, boxes: int = 1, **changes: Any) -> Any:
         """`body` with fresh sandboxes, which are closed afterwards."""
@@ -112,7 +121,7 @@ def why_not(backend: str) -> str:
     """Why this machine cannot run the backend, or nothing."""
 
     async def try_one() -> None:
-        opened = open_backend(SandboxConfig(backend=backend, image=DOCKER_IMAGE))
+        opened = open_backend(docker_config(backend=backend))
         try:
             await (await opened.start()).close()
         finally:
