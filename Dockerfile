@@ -40,12 +40,12 @@ ARG EXTRA=gpu
 ENV DEBIAN_FRONTEND=noninteractive
 RUN apt-get update \
     && apt-get install -y --no-install-recommends bash bubblewrap ca-certificates g++ git iptables make procps util-linux \
+    && { python3 -c 'import ensurepip' || apt-get install -y --no-install-recommends python3-dev python3-venv; } \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /opt/sandboxrl
 COPY . .
-COPY Dockerfile wheels* /tmp/wheels/
-RUN if ls /tmp/wheels/*.whl >/dev/null 2>&1; then export PIP_FIND_LINKS=/tmp/wheels UV_FIND_LINKS=/tmp/wheels; fi \
-    && EXTRA=${EXTRA} launch/setup.sh && rm -rf /tmp/wheels /root/.cache
+RUN if ls wheels/*.whl >/dev/null 2>&1; then export PIP_FIND_LINKS=$PWD/wheels UV_FIND_LINKS=$PWD/wheels; fi \
+    && EXTRA=${EXTRA} launch/setup.sh && rm -rf wheels /root/.cache
 ENV PATH=/opt/sandboxrl/.venv/bin:${PATH}
 ENTRYPOINT ["sandboxrl"]
 CMD ["--help"]

@@ -41,6 +41,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     build = actions.add_parser("build", help="build the image with the Dockerfile of this project")
     build.add_argument("--target", choices=sorted(TAGS), default="sandbox")
     build.add_argument("--base", help="base image; by digest to pin it; default: the Dockerfile's")
+    build.add_argument(
+        "--extra", choices=("cpu", "gpu"), default="gpu", help="of the trainer: whose builds of torch and vLLM"
+    )
     build.add_argument("--tag", help=f"name of the image; default: {' or '.join(TAGS.values())}")
     build.add_argument("--wheels", type=Path, help="folder of Python wheels to install from instead of a package index")
     check = actions.add_parser("check", help="size, digest, and the tools that must work inside")
@@ -61,7 +64,9 @@ def build_image(args: argparse.Namespace) -> int:
     tag = args.tag or TAGS[args.target]
     if args.wheels and not list(args.wheels.glob("*.whl")):
         raise InputError(f"--wheels {args.wheels}: no wheel there")
-    arguments = {} if not args.base else {"BASE" if args.target == "sandbox" else "TRAINER_BASE": args.base}
+    arguments = {"EXTRA": args.extra} if args.target == "trainer" else {}
+    if args.base:
+        arguments["BASE" if args.target == "sandbox" else "TRAINER_BASE"] = args.base
     try:
         client = docker.APIClient(base_url=f"unix://{args.socket}", timeout=3600)
         client.ping()
