@@ -22,13 +22,15 @@ ENV PIP_BREAK_SYSTEM_PACKAGES=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR
 FROM system AS packages
 COPY Dockerfile wheels* /tmp/wheels/
 RUN if ls /tmp/wheels/*.whl >/dev/null 2>&1; then export PIP_NO_INDEX=1 PIP_FIND_LINKS=/tmp/wheels; fi \
-    && python3 -m pip install --root /packages --no-compile \
+    && python3 -m pip install --root /packages --no-compile --no-deps \
         contourpy==1.3.3 cycler==0.12.1 fonttools==4.68.0 kiwisolver==1.5.1 matplotlib==3.10.8 mpmath==1.3.0 \
         numpy==2.3.5 packaging==26.3 pillow==13.0.0 pyparsing==3.3.3 python-dateutil==4.0.0 scipy==1.16.3 sympy==1.14.0 \
+        tzdata==2026.6 \
     && find /packages -type d -name tests -prune -exec rm -rf {} +
 
 FROM system AS sandbox
 COPY --from=packages /packages/ /
+RUN python3 -m pip check
 ENV MPLBACKEND=Agg
 # Nothing lies in /testbed, so a sandbox may put a size-limited memory file system there.
 LABEL sandboxrl.workdir=tmpfs

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import io
 import subprocess
 import tarfile
 import tempfile
@@ -13,6 +14,7 @@ from envs.sandbox import BackendUnavailable, SandboxConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 TAGS = {"sandbox": SandboxConfig().image, "trainer": "sandboxrl/trainer:latest"}
+DOCKERFILES = {"sandbox": "Dockerfile", "trainer": "Dockerfile.trainer"}
 MAX_BYTES = 1_100_000_000
 """What the paper's image takes."""
 
@@ -78,8 +80,9 @@ def build_image(args: argparse.Namespace) -> int:
         write_context(context, args.target, args.wheels)
         context.seek(0)
         for line in client.build(
-            fileobj=context, custom_context=True, target=args.target, tag=tag, buildargs=arguments, rm=True, decode=True
-        ):
+            fileobj=context, custom_context=True, dockerfile=DOCKERFILES[args.target], target=args.target, tag=tag,
+            buildargs=arguments, rm=True, decode=True,
+        ):  # fmt: skip
             print(line.get("stream", ""), end="", flush=True)
             if "error" in line:
                 print(f"sandboxrl image: {line['error'].strip()}")
@@ -94,12 +97,22 @@ def write_context(context: IO[bytes], target: str, wheels: Path | None) -> None:
     with tarfile.open(fileobj=context, mode="w") as tar:
         names = ["Dockerfile"]
         if target == "trainer":
+            text = trainer_dockerfile().encode()
+            entry = tarfile.TarInfo(DOCKERFILES[target])
+            entry.size = len(text)
+            tar.addfile(entry, io.BytesIO(text))
             listed = subprocess.run(["git", "-C", ROOT, "ls-files", "-z"], capture_output=True, text=True, check=True)
             names = [name for name in listed.stdout.split("\0") if name and (ROOT / name).exists()]
         for name in names:
             tar.add(ROOT / name, arcname=name)
         for wheel in sorted(wheels.glob("*.whl")) if wheels else []:
             tar.add(wheel, arcname=f"wheels/{wheel.name}")
+
+
+def trainer_dockerfile() -> str:
+    """The trainer's part alone: a daemon without BuildKit makes every stage before the one that it is asked for."""
+    before, stage, rest = (ROOT / "Dockerfile").read_text().partition("FROM ${TRAINER_BASE}")
+    return "\n".join([line for line in before.splitlines() if line.startswith("ARG TRAINER_BASE")] + [stage + rest])
 
 
 async def check_image(image: str, socket: str) -> int:

@@ -29,9 +29,23 @@ def test_the_sandbox_image_is_built_from_the_dockerfile_and_wheels_alone(tmp_pat
     assert tarfile.open(fileobj=context).getnames() == ["Dockerfile", "wheels/numpy-1-py3-none-any.whl"]
 
 
+def test_the_trainer_is_built_from_its_own_stage_and_the_files_of_this_project():
+    context = io.BytesIO()
+    write_context(context, "trainer", None)
+    context.seek(0)
+    with tarfile.open(fileobj=context) as tar:
+        names = tar.getnames()
+        lines = tar.extractfile("Dockerfile.trainer").read().decode().splitlines()
+    assert {"pyproject.toml", "launch/setup.sh", "rl/trainer.py"} <= set(names) and not any(".git/" in n for n in names)
+    assert [line for line in lines if line.startswith("FROM ")] == ["FROM ${TRAINER_BASE} AS trainer"]
+    assert lines[0].startswith("ARG TRAINER_BASE=")
+
+
 def test_every_python_package_of_the_image_is_pinned():
     text = (ROOT / "Dockerfile").read_text()
-    packages = text.split("pip install --root /packages --no-compile")[1].split("&&")[0].replace("\\", "").split()
+    packages = (
+        text.split("pip install --root /packages --no-compile --no-deps")[1].split("&&")[0].replace("\\", "").split()
+    )
     assert "numpy" in {package.split("==")[0] for package in packages}
     assert all("==" in package for package in packages)
 
