@@ -34,6 +34,9 @@ filesystem. Of other images (a task's repository lies in /testbed) it is a part 
 INSIDE = "/run/sandboxrl"
 CAPABILITIES = ["CHOWN", "DAC_OVERRIDE", "FOWNER", "SETGID", "SETUID"]
 """What apt-get install and pip install as root need, and no more."""
+PODMAN = "Podman Engine"
+CONTROLLERS = {"MemoryLimit": "memory", "CpuCfsQuota": "cpu", "PidsLimit": "pids"}
+"""What a daemon says of itself: control group. A daemon that an ordinary user started may have none."""
 REQUEST_S = 120.0
 REAP_EVERY_S = 60.0
 REAP_GRACE_S = 2.0
@@ -65,7 +68,8 @@ class Docker:
         self._reaping: asyncio.Task[int] | None = None
         engine, info = self._probe()
         self._version = str(engine["ApiVersion"])
-        self._podman = any(part["Name"] == "Podman Engine" for part in engine.get("Components") or [])
+        self._podman = any(part["Name"] == PODMAN for part in engine.get("Components") or [])
+        self._grouped = all(info.get(flag, True) for flag in CONTROLLERS)
         self._refuse(info.get("Runtimes") or {})
         self._cpus = int(info["NCPU"])
         self._quota = ["Backing Filesystem", "xfs"] in (info.get("DriverStatus") or [])
@@ -137,10 +141,13 @@ class Docker:
             else "the container's layer is watched and what runs is killed while it is too large; exactly: "
             "put the daemon's data-root on xfs mounted with pquota"
         )
+        grouped, needs = "control group", "needs a daemon with control groups: started by root, or version 2"
         return {
-            "memory_bytes": "control group",
-            "cpus": "control group",
-            "processes": "control group",
+            "memory_bytes": grouped
+            if self._grouped
+            else f"programs are watched and the largest is killed; exactly: {needs}",
+            "cpus": grouped if self._grouped else f"NOT HELD: {needs}",
+            "processes": grouped if self._grouped else "RLIMIT_NPROC of its user",
             "disk_bytes": f"size-limited memory filesystems; {layer}",
             "open_files": "RLIMIT_NOFILE of each process",
             "file_bytes": "RLIMIT_FSIZE of each process",
@@ -229,7 +236,14 @@ class Docker:
         labels = (await self.inspect(image))["Config"].get("Labels") or {}
         if labels.get(WORKDIR_LABEL) == "tmpfs":
             mounts[WORKDIR] = f"size={tmpfs.testbed},exec,mode=755"
-        bounds = {"processes": limits.processes, "file_bytes": limits.file_bytes}
+        bounds = {
+            "processes": limits.processes,
+            "open_files": limits.open_files,
+            "file_bytes": limits.file_bytes,
+            "core_bytes": 0,
+        }
+        if not self._grouped:
+            bounds["memory_bytes"] = limits.memory_bytes
         options = [word for name, bound in bounds.items() for word in ("--limit", f"{name}={bound}")]
         profile = f"{folder}/seccomp.json" if self._podman else self._profile
         program = ["python3", "-I", "-S", f"{INSIDE}/executor.py", "--connect", f"{INSIDE}/socket", *options]
@@ -331,17 +345,13 @@ class Docker:
         """What the daemon says of its version and of itself."""
         path = self._config.socket
         try:
-            with socket.socket(socket.AF_UNIX) as connection:
-                connection.settimeout(10)
-                connection.connect(path)
-                connection.sendall(_request_bytes("GET", "/version"))
-                engine = _decode(b"".join(iter(lambda: connection.recv(65536), b"")))
-                version = engine["ApiVersion"]
-            with socket.socket(socket.AF_UNIX) as connection:
-                connection.settimeout(10)
-                connection.connect(path)
-                connection.sendall(_request_bytes("GET", f"/v{version}/info"))
-                return engine, _decode(b"".join(iter(lambda: connection.recv(65536), b"")))
+            engine = _ask(path, "/version")
+            info = _ask(path, f"/v{engine['ApiVersion']}/info")
+            for part in engine.get("Components") or []:
+                if part["Name"] == PODMAN:  # to Docker's clients it says of every service that it has control groups
+                    host = _ask(path, f"/v{part['Details']['APIVersion']}/libpod/info")["host"]
+                    info |= {flag: name in host["cgroupControllers"] for flag, name in CONTROLLERS.items()}
+            return engine, info
         except FileNotFoundError as error:
             raise BackendUnavailable(
                 f"no Docker daemon at {path}; start one with: sudo systemctl start docker (or: sudo dockerd &), "
@@ -370,6 +380,15 @@ class Docker:
         except (OSError, TimeoutError) as error:
             raise SandboxDied(f"Docker daemon: {method} {path}: {error!r}") from error
         return _decode(answer)
+
+
+def _ask(path: str, request: str) -> Any:
+    """The decoded JSON answer, for the time before there is an event loop. Raises OSError, SandboxDied."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(10)
+        connection.connect(path)
+        connection.sendall(_request_bytes("GET", request))
+        return _decode(b"".join(iter(lambda: connection.recv(65536), b"")))
 
 
 def _request_bytes(method: str, path: str, body: dict[str, Any] | None = None) -> bytes:

@@ -147,7 +147,10 @@ def _run(command: list[str], text: str = "") -> None:
             f"sandbox.network=egress needs {command[0]}; install it with: apt-get install iptables"
         ) from error
     if done.returncode != 0:
-        raise BackendUnavailable(f"sandbox.network=egress: {' '.join(command)} failed: {done.stderr.strip()}")
+        raise BackendUnavailable(
+            f"sandbox.network=egress: {' '.join(command)} failed: {done.stderr.strip()}; "
+            "inside a container, start that container with --cap-add NET_ADMIN"
+        )
 
 
 if __name__ == "__main__":
