@@ -24,6 +24,7 @@ from ray.cluster_utils import Cluster
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from data.errors import InputError
+from rl.cluster import guard_descendants
 from rl.metrics import write_atomic
 
 POLL_S = 1.0
@@ -145,6 +146,7 @@ def _own_cluster() -> Iterator[Cluster]:
     with _kept(Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster") as restore:
         cluster = Cluster(initialize_head=True, head_node_args=settings)
         restore()
+        guard_descendants()
         try:
             yield cluster
         finally:

@@ -13,6 +13,7 @@ from ray.exceptions import RayActorError, RayError
 from data.errors import InputError
 from envs.chat import ChatFormat, TokenPolicy
 from envs.policy import EngineLost, Policy, Sampled, Sampling
+from rl.cluster import connect
 from rl.engine import EngineConfig, VllmEngine, on_cpu, worker_environment
 
 
@@ -96,8 +97,6 @@ async def local_policies(
     """So many engines of a Hugging Face folder, on Ray, for conversations of at most `max_tokens`. Raises InputError,
     EngineLost."""
     from transformers import AutoTokenizer
-
-    from rl.run import connect
 
     folder = str(Path(model_dir).resolve())
     config_file = Path(folder, "config.json")

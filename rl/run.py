@@ -3,9 +3,6 @@
 import asyncio
 import itertools
 import json
-import logging
-import os
-import socket
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +22,7 @@ from envs.pool import open_backend
 from envs.tools import tool_set
 from rl.actors import RayLearners, RayWorkers
 from rl.checkpoint import Checkpoints
+from rl.cluster import check_reachable, connect
 from rl.config import Recipe
 from rl.metrics import Log, write_atomic
 from rl.report import write_report
@@ -52,7 +50,7 @@ class Inputs:
 def prepare(recipe: Recipe) -> Inputs:
     """Raises InputError for anything that is wrong with the recipe, the model, the tasks or this machine."""
     if recipe.cluster:
-        _check_reachable(recipe.cluster)
+        check_reachable(recipe.cluster)
     arm = load_arm(recipe.prompt)
     schemas, sandbox = [], {}
     if recipe.mode == "sandbox":
@@ -152,19 +150,6 @@ async def train_run(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
     return summary
 
 
-def connect(address: str) -> None:
-    """Join the cluster of `address`, else that of the Ray job this runs in, else start one on this machine."""
-    if address := address or os.environ.get("RAY_ADDRESS", ""):
-        _check_reachable(address)
-        try:
-            ray.init(address=address, log_to_driver=False, namespace=f"sandboxrl-{os.getpid()}")
-        except (ConnectionError, ValueError) as error:
-            raise InputError(f"cluster: no Ray cluster at {address}: {error}") from None
-    else:
-        logging.getLogger("ray").setLevel(logging.ERROR)  # it announces the token that guards the cluster on loopback
-        ray.init(address="local", include_dashboard=False, log_to_driver=False, configure_logging=False)
-
-
 class TokenText:
     """Text of single tokens, each decoded once."""
 
@@ -175,16 +160,6 @@ class TokenText:
         if token not in self._known:
             self._known[token] = self._format.decode([token])
         return self._known[token]
-
-
-def _check_reachable(address: str) -> None:
-    """Ray itself tries for minutes and then ends the process."""
-    host, _, port = address.rpartition("://")[2].rpartition(":")
-    if host and port.isdigit():
-        try:
-            socket.create_connection((host, int(port)), timeout=10).close()
-        except OSError as error:
-            raise InputError(f"cluster: nothing answers at {address}: {error}") from None
 
 
 async def _check_gradable(recipe: Recipe, tasks: Iterable[Task]) -> None:

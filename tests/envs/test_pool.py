@@ -312,6 +312,7 @@ def holdings() -> dict[str, int]:
     }
 
 
+@pytest.mark.heavy
 def test_nothing_leaks(machine):
     async def body(pool):
         async def cycle():

@@ -9,9 +9,10 @@ import pytest
 
 from data.errors import InputError
 from data.task import Task
+from rl.cluster import connect
 from rl.config import Recipe, load_recipe
 from rl.metrics import _wandb_id
-from rl.run import MODEL_FILE, _check_gradable, connect, model_of_run, resolve_model
+from rl.run import MODEL_FILE, _check_gradable, model_of_run, resolve_model
 
 ROOT = Path(__file__).resolve().parents[2]
 TASK = Task(id="t", source="s", question="?", gold="1", reward="exact")
