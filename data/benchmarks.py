@@ -16,14 +16,15 @@ import random
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from data.errors import InputError, nearest
 from data.formats import json_field, printed_letters
-from data.reading import Rejected, Row, read_rows, short
+from data.hub import Origin
+from data.reading import Rejected, Row, short
 from data.swebench import swebench_gold
 from data.task import Task
 
@@ -307,21 +308,31 @@ def benchmark(name: str) -> Benchmark:
 
 
 def load_benchmark(
-    name: str, path: str = "", seed: int = 0, limit: int = 0, documents: str = "", revision: str = ""
+    name: str,
+    path: str = "",
+    seed: int = 0,
+    limit: int = 0,
+    documents: str = "",
+    revision: str = "",
+    commits: MutableMapping[str, str] | None = None,
 ) -> Selection:
     """The tasks of benchmark `name`, selected with `seed`; at most `limit` of them (0: all).
 
     `path` is a local file or folder of rows; `original` for the original release on the hub; empty for the published
-    set. `documents` is a folder of documents for rows that only name them. `revision` pins the hub's. Raises
-    InputError.
+    set. `documents` is a folder of documents for rows that only name them. `revision` pins the hub's; `commits` are
+    those that are known (see `data.hub`). Raises InputError.
     """
     one = benchmark(name)
     rejected: list[Rejected] = []
     root = Path(documents) if documents else None
+    local = path not in ("", "original")
+    if local and revision:
+        raise InputError(f"benchmark {name}: revision has no effect on a local copy ({path})")
+    origins = [Origin(path)] if local else _hub(one, path, revision)
+    pins: MutableMapping[str, str] = {} if commits is None else commits
     tasks: dict[str, Task] = {}
     num_rows = 0
-    rows = read_rows(Path(path), rejected) if path not in ("", "original") else _hub_rows(one, path, revision)
-    for where, row in rows:
+    for where, row in _rows(name, origins, pins, rejected):
         num_rows += 1
         try:
             task = one.read(where, row, root)
@@ -336,8 +347,8 @@ def load_benchmark(
     _require_distinct_ids(one, chosen)
     record = {
         "benchmark": name,
-        "rows": path or f"{PUBLISHED}:{one.config}" if one.config else path or one.original[0],
-        "revision": revision,
+        "rows": path if local else [f"{origin.asked}:{origin.config}".strip(":") for origin in origins],
+        "commits": {origin.asked: pins[origin.asked] for origin in origins if not origin.local},
         "seed": seed,
         "limit": limit,
         "num_rows": num_rows,
@@ -377,20 +388,17 @@ def _require_distinct_ids(one: Benchmark, tasks: list[Task]) -> None:
         raise InputError(f"benchmark {one.name}: different rows share the id {double[0]!r}")
 
 
-def _hub_rows(one: Benchmark, path: str, revision: str) -> Iterator[tuple[str, Row]]:
-    """Rows through the `datasets` library."""
-    published = path == "" and one.config
-    name, configs, split = (PUBLISHED, (one.config,), "test") if published else one.original
-    try:
-        from datasets import load_dataset
+def _hub(one: Benchmark, path: str, revision: str) -> list[Origin]:
+    """Where its rows are on the Hub: the published set, or each config of the original release."""
+    name, configs, split = (PUBLISHED, (one.config,), "test") if path == "" and one.config else one.original
+    return [Origin(dataset=name, config=config, split=split, revision=revision) for config in configs or ("",)]
 
-        for config in configs or (None,):
-            for i, row in enumerate(load_dataset(name, config, split=split, revision=revision or None)):
-                yield f"{config or name}:{i + 1}", dict(row)
-    except InputError:
-        raise
-    except Exception as error:  # the library raises whatever its transports raise
-        raise InputError(
-            f"benchmark {one.name}: {name} cannot be loaded ({short(error)}); "
-            f"name local rows instead: --data {one.name}=PATH"
-        ) from None
+
+def _rows(
+    name: str, origins: Sequence[Origin], commits: MutableMapping[str, str], rejected: list[Rejected]
+) -> Iterator[tuple[str, Row]]:
+    try:
+        for origin in origins:
+            yield from origin.pinned(commits).rows(rejected)
+    except InputError as error:
+        raise InputError(f"benchmark {name}: {error} (to `evaluate`: --data {name}=PATH or {name}=@REVISION)") from None

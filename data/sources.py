@@ -11,9 +11,9 @@
 `files`     task files made by `sandboxrl data build`; or one's own questions and documents
 
 A source is a function whose keyword parameters are its options (`**builder`: those of `BuildConfig` too); an option it
-does not have is an error. `path` is a local copy (a file, or a folder of files); without it the rows come from the
-Hugging Face Hub at `revision`, which should be a commit. Rows that are wrong are left out and listed in `rejected`;
-with `strict` they are an error.
+does not have is an error. Those of ORIGINS read published rows, a local copy (`path`) or the Hub's at one commit
+(`data.hub`), and have its options too. Rows that are wrong are left out and listed in `rejected`; with `strict` they
+are an error.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ import inspect
 import itertools
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,12 +29,18 @@ from data import builtin as corpus
 from data.context import BuildConfig, Context, build_tasks
 from data.errors import InputError, nearest
 from data.formats import FOLDER_FORMATS, ROW_FORMATS, dapo, document, own, published, r2e_gym
-from data.reading import SUFFIXES, Rejected, Row, read_rows, short
+from data.hub import WHERE, Origin, Rows
+from data.reading import SUFFIXES, Rejected, Row, read_rows
 from data.task import PLACEMENTS, Task
 
 Spec = str | Mapping[str, Any]
-Rows = Iterator[tuple[str, Row]]
 
+ORIGINS = {
+    "general": Origin(dataset="daixuancheng/llm-in-sandbox-rl", config="instruct_pretrain"),
+    "math": Origin(dataset="BytedTsinghua-SIA/DAPO-Math-17k"),
+    "swe": Origin(dataset="R2E-Gym/R2E-Gym-Subset"),
+}
+"""Source -> where its published rows are."""
 CORPUS_TASKS = 1024
 """Tasks of the built-in corpus where `num_tasks` is not given: it has no end of its own."""
 BUILDER = {f.name: f.default for f in dataclasses.fields(BuildConfig) if f.name not in ("seed", "placement", "pool")}
@@ -47,11 +53,17 @@ T = TypeVar("T")
 _LOG = logging.getLogger(__name__)
 
 
-def load_source(spec: Spec, rejected: list[Rejected] | None = None, seed: int = 0) -> list[Task]:
+def load_source(
+    spec: Spec,
+    rejected: list[Rejected] | None = None,
+    seed: int = 0,
+    commits: MutableMapping[str, str] | None = None,
+) -> list[Task]:
     """The tasks of a source. `seed` is used where the spec names none. Raises InputError; also for a source without a
-    single good row. Bad rows go to `rejected`, or are logged where the caller does not take them."""
+    single good row. Bad rows go to `rejected`, or are logged where the caller does not take them. `commits`: those of
+    the Hub's data sets, see `data.hub`."""
     found: list[Rejected] = []
-    tasks = list(iter_source(spec, found, seed))
+    tasks = list(iter_source(spec, found, seed, commits))
     if not tasks:
         raise InputError(f"no task in {_title(spec)}{'; ' + describe_rejected(found) if found else ''}")
     if rejected is not None:
@@ -61,32 +73,41 @@ def load_source(spec: Spec, rejected: list[Rejected] | None = None, seed: int = 
     return tasks
 
 
-def load_sources(spec: Any, key: str, seed: int) -> tuple[dict[str, Sequence[Task]], dict[str, float]]:
-    """Tasks and mixture weights by name, of a recipe's `tasks.train` or `tasks.eval` (`key`, for messages): one source
-    or file, or a mapping of names to such, each with an optional `weight`."""
-    if isinstance(spec, str):
-        spec = {Path(spec).stem: spec}
-    elif isinstance(spec, Mapping) and isinstance(spec.get("source"), str):
-        spec = {spec["source"]: spec}
-    if spec is None or not isinstance(spec, Mapping) or not spec:
-        raise InputError(f"{key}: name a source ({', '.join(SOURCES)}), a task file, or a mapping of names to sources")
+def load_sources(
+    spec: Any, key: str, seed: int, commits: MutableMapping[str, str] | None = None
+) -> tuple[dict[str, Sequence[Task]], dict[str, float]]:
+    """Tasks and mixture weights by name, of a recipe's `tasks.train` or `tasks.eval` (`key`, for messages)."""
     tasks: dict[str, Sequence[Task]] = {}
     weights: dict[str, float] = {}
-    for name, one in spec.items():
+    for name, one in named_specs(spec, key).items():
         try:
             if isinstance(one, Mapping):
                 one = dict(one)
                 weight = one.pop("weight", 1.0)
                 if isinstance(weight, bool) or not isinstance(weight, int | float) or weight < 0:
                     raise InputError(f"weight: must be a number of 0 or more, not {weight!r}")
-                weights[str(name)] = float(weight)
-            tasks[str(name)] = load_source(one, seed=seed)
+                weights[name] = float(weight)
+            tasks[name] = load_source(one, seed=seed, commits=commits)
         except InputError as error:
             raise InputError(f"{key}.{name}: {error}") from None
     return tasks, weights
 
 
-def iter_source(spec: Spec, rejected: list[Rejected], seed: int = 0) -> Iterator[Task]:
+def named_specs(spec: Any, key: str) -> dict[str, Any]:
+    """The sources of a recipe's `tasks.train` or `tasks.eval` by name: one source or file, or a mapping of names to
+    such, each with an optional `weight`. Raises InputError."""
+    if isinstance(spec, str):
+        spec = {Path(spec).stem: spec}
+    elif isinstance(spec, Mapping) and isinstance(spec.get("source"), str):
+        spec = {spec["source"]: spec}
+    if spec is None or not isinstance(spec, Mapping) or not spec:
+        raise InputError(f"{key}: name a source ({', '.join(SOURCES)}), a task file, or a mapping of names to sources")
+    return {str(name): one for name, one in spec.items()}
+
+
+def iter_source(
+    spec: Spec, rejected: list[Rejected], seed: int = 0, commits: MutableMapping[str, str] | None = None
+) -> Iterator[Task]:
     """The tasks of a source one by one, for what does not fit into memory. Raises InputError."""
     name, options = parse_spec(spec)
     parameters = inspect.signature(SOURCES[name]).parameters
@@ -95,6 +116,9 @@ def iter_source(spec: Spec, rejected: list[Rejected], seed: int = 0) -> Iterator
         options.setdefault("seed", seed)
     if name == "builtin":  # generates as many as it is asked for
         options["num_tasks"] = offset + (num_tasks or CORPUS_TASKS)
+    if name in ORIGINS:
+        given = {key: options.pop(key) for key in WHERE if key in options}
+        options["origin"] = origin_of(name, given).pinned({} if commits is None else commits)
     tasks = SOURCES[name](rejected, **options)
     for task in itertools.islice(tasks, offset, offset + num_tasks if num_tasks else None):
         if strict and rejected:
@@ -102,6 +126,14 @@ def iter_source(spec: Spec, rejected: list[Rejected], seed: int = 0) -> Iterator
         yield task
     if strict and rejected:
         raise InputError(describe_rejected(rejected))
+
+
+def origin_of(name: str, options: Mapping[str, Any]) -> Origin:
+    """Where the rows of the source `name` are. Raises InputError for an option that would have no effect."""
+    given = {key: options[key] for key in WHERE if key in options}
+    origin = dataclasses.replace(ORIGINS[name], **given)
+    origin.check(set(given))
+    return origin
 
 
 def parse_spec(spec: Spec) -> tuple[str, dict[str, Any]]:
@@ -136,10 +168,14 @@ def parse_spec(spec: Spec) -> tuple[str, dict[str, Any]]:
 def source_options(name: str) -> dict[str, Any]:
     """Option -> default, of a source."""
     parameters = inspect.signature(SOURCES[name]).parameters.values()
-    own_options = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    own_options = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "origin"}
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         own_options |= BUILDER
-    return {**own_options, "num_tasks": 0, "offset": 0, "strict": False}
+    return {**_where(name), **own_options, "num_tasks": 0, "offset": 0, "strict": False}
+
+
+def _where(name: str) -> dict[str, Any]:
+    return {key: getattr(ORIGINS[name], key) for key in WHERE} if name in ORIGINS else {}
 
 
 def describe_rejected(rejected: Sequence[Rejected]) -> str:
@@ -169,12 +205,8 @@ def builtin(
 def general(
     rejected: list[Rejected],
     *,
-    path: str = "",
+    origin: Origin,
     format: str = "auto",
-    dataset: str = "daixuancheng/llm-in-sandbox-rl",
-    config: str = "instruct_pretrain",
-    split: str = "train",
-    revision: str = "main",
     placement: str = "sandbox",
     seed: int = 0,
     **builder: int,
@@ -184,42 +216,29 @@ def general(
     formats = ("auto", "published", *ROW_FORMATS, *FOLDER_FORMATS)
     if format not in formats:
         raise InputError(f"source general: unknown format {format!r}{nearest(format, formats)}")
-
-    def rows(into: list[Rejected]) -> Rows:
-        return _rows(path, dataset, config, split, revision, into)
-
     build = BuildConfig(seed=seed, placement=placement, **builder)
     if format == "auto":
-        format = _detect(path, rows)
+        format = _detect(origin)
     if format == "published":
         _without_effect(builder, "published rows, whose files are chosen already")
-        for task in _convert(rows(rejected), published, rejected):
+        for task in _convert(origin.rows(rejected), published, rejected):
             yield dataclasses.replace(task, placement=placement)
         return
 
     def contexts(into: list[Rejected]) -> Iterable[Context]:
         if format in FOLDER_FORMATS:
-            if not Path(path).is_dir():
-                raise InputError(f"source general: the format {format} is a folder of files; {path!r} is none")
-            return FOLDER_FORMATS[format][1](Path(path), into)
-        return _convert(rows(into), ROW_FORMATS[format][1], into)
+            if not Path(origin.path).is_dir():
+                raise InputError(f"source general: the format {format} is a folder of files; {origin.path!r} is none")
+            return FOLDER_FORMATS[format][1](Path(origin.path), into)
+        return _convert(origin.rows(into), ROW_FORMATS[format][1], into)
 
     yield from build_tasks(contexts, build, rejected)
 
 
-def math(
-    rejected: list[Rejected],
-    *,
-    path: str = "",
-    dataset: str = "BytedTsinghua-SIA/DAPO-Math-17k",
-    config: str = "",
-    split: str = "train",
-    revision: str = "main",
-) -> Iterator[Task]:
+def math(rejected: list[Rejected], *, origin: Origin) -> Iterator[Task]:
     """Both published forms of DAPO-Math-17k. The original repeats each problem about a hundred times."""
-    rows = _rows(path, dataset, config, split, revision, rejected)
     seen: dict[str, str] = {}
-    for where, row in rows:
+    for where, row in origin.rows(rejected):
         try:
             task = dapo(where, row)
         except InputError as error:
@@ -233,18 +252,9 @@ def math(
             rejected.append(Rejected(where, f"the same problem has two answers, {seen[problem]!r} and {task.gold!r}"))
 
 
-def swe(
-    rejected: list[Rejected],
-    *,
-    path: str = "",
-    dataset: str = "R2E-Gym/R2E-Gym-Subset",
-    config: str = "",
-    split: str = "train",
-    revision: str = "main",
-) -> Iterator[Task]:
+def swe(rejected: list[Rejected], *, origin: Origin) -> Iterator[Task]:
     """Rows of R2E-Gym, or of one's own in its form."""
-    rows = _rows(path, dataset, config, split, revision, rejected)
-    yield from _convert(rows, r2e_gym, rejected)
+    yield from _convert(origin.rows(rejected), r2e_gym, rejected)
 
 
 def files(
@@ -306,40 +316,20 @@ def _task_row(where: str, row: Row) -> Task:
     return Task.from_json(json.dumps(row))
 
 
-def _rows(path: str, dataset: str, config: str, split: str, revision: str, rejected: list[Rejected]) -> Rows:
-    """Rows of a local copy, or of the Hub."""
-    if path and not (Path(path) / "state.json").is_file():
-        yield from read_rows(Path(path), rejected)
-        return
-    import datasets
-
-    try:
-        if path:  # a folder written by save_to_disk
-            table, name = datasets.load_from_disk(path), path
-        else:
-            table = datasets.load_dataset(dataset, config or None, split=split, revision=revision)
-            name = f"{dataset}@{revision}"
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        hint = "" if path else f" at revision {revision}; without a network give path=, a local copy of it"
-        raise InputError(f"{path or dataset}{hint}: {short(error)}") from None
-    for number, row in enumerate(table, start=1):
-        yield f"{name}:{number}", row
-
-
 def _without_effect(options: Mapping[str, Any], what: str) -> None:
     if options:
         raise InputError(f"{', '.join(options)} has no effect on {what}")
 
 
-def _detect(path: str, rows: Callable[[list[Rejected]], Rows]) -> str:
-    if path and Path(path).is_dir():
+def _detect(origin: Origin) -> str:
+    if origin.path and Path(origin.path).is_dir():
         for name, (pattern, _) in FOLDER_FORMATS.items():
-            if any(Path(path).rglob(pattern)):
+            if any(Path(origin.path).rglob(pattern)):
                 return name
     bad: list[Rejected] = []
-    _, row = next(rows(bad), ("", None))
+    _, row = next(origin.rows(bad), ("", None))
     if row is None:
-        raise InputError(f"no readable row in {path or 'the data set'}{'; ' + describe_rejected(bad) if bad else ''}")
+        raise InputError(f"no readable row in {origin.asked}{'; ' + describe_rejected(bad) if bad else ''}")
     for name, fields in (
         ("published", ("problem_statement", "ground_truth")),
         *((n, f) for n, (f, _) in ROW_FORMATS.items()),

@@ -58,35 +58,41 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     rejected: list[Rejected] = []
-    tasks = open_tasks(args.source, args.options, args.strict, rejected)
+    commits: dict[str, str] = {}
+    tasks = open_tasks(args.source, args.options, args.strict, rejected, commits)
     if args.action == "build":
-        return build(tasks, args.out, rejected)
+        return build(tasks, args.out, rejected, commits)
     against = []
     for word in args.against:
         name, _, path = word.partition("=")
         bad: list[Rejected] = []
-        against += open_tasks(name, [f"path={path}"] if path else [], False, bad)
+        against += open_tasks(name, [f"path={path}"] if path else [], False, bad, commits)
         if bad:
             print(f"{word}: {describe_rejected(bad)}", file=sys.stderr)
-    return check(tasks, against, rejected)
+    return check(tasks, against, rejected, commits)
 
 
-def open_tasks(source: str, options: Sequence[str], strict: bool, rejected: list[Rejected]) -> Iterator[Task]:
-    """The tasks of a source, a benchmark or a file, with `key=value` options as a person types them."""
+def open_tasks(
+    source: str, options: Sequence[str], strict: bool, rejected: list[Rejected], commits: dict[str, str]
+) -> Iterator[Task]:
+    """The tasks of a source, a benchmark or a file, with `key=value` options as a person types them. `commits` gets
+    those of the Hub's data sets."""
     if source in BENCHMARKS:
         words = typed_options(source, {"path": "", "documents": "", "revision": "", "seed": 0, "limit": 0}, options)
-        return _benchmark_tasks(source, words, strict, rejected)
+        return _benchmark_tasks(source, words, strict, rejected, commits)
     spec: dict[str, Any] = {"source": source} if source in SOURCES else {"source": "files", "path": source}
     if source not in SOURCES and not Path(source).exists():
         raise InputError(
             f"{source!r} is neither a task source nor a benchmark nor a file{nearest(source, [*SOURCES, *BENCHMARKS])}"
         )
     spec |= typed_options(f"source {spec['source']}", source_options(spec["source"]), options)
-    return iter_source(spec | {"strict": strict}, rejected)
+    return iter_source(spec | {"strict": strict}, rejected, commits=commits)
 
 
-def _benchmark_tasks(name: str, options: dict[str, Any], strict: bool, rejected: list[Rejected]) -> Iterator[Task]:
-    selection = load_benchmark(name, **options)
+def _benchmark_tasks(
+    name: str, options: dict[str, Any], strict: bool, rejected: list[Rejected], commits: dict[str, str]
+) -> Iterator[Task]:
+    selection = load_benchmark(name, **options, commits=commits)
     bad = [Rejected(*line.partition(": ")[::2]) for line in selection.record["rejected"]]
     if strict and bad:
         raise InputError(describe_rejected(bad))
@@ -112,10 +118,16 @@ def typed_options(what: str, known: Mapping[str, Any], words: Sequence[str]) -> 
     return options
 
 
+def _print_commits(commits: Mapping[str, str]) -> None:
+    for asked, commit in commits.items():
+        pin = "" if asked.endswith(f"@{commit}") else f"; revision={commit} reads these rows again"
+        print(f"data set {asked}: commit {commit}{pin}")
+
+
 # --------------------------------------------------------------------------------------------------------------- build
 
 
-def build(tasks: Iterable[Task], out: Path, rejected: Sequence[Rejected]) -> int:
+def build(tasks: Iterable[Task], out: Path, rejected: Sequence[Rejected], commits: Mapping[str, str]) -> int:
     """Write the tasks one by one; the file appears only when it is whole."""
     if not out.parent.is_dir():
         raise InputError(f"--out: no such folder: {out.parent}")
@@ -139,6 +151,7 @@ def build(tasks: Iterable[Task], out: Path, rejected: Sequence[Rejected]) -> int
         print(f"left out  {one}", file=sys.stderr)
     if len(rejected) > MAX_SHOWN:
         print(f"left out  … and {len(rejected) - MAX_SHOWN} more", file=sys.stderr)
+    _print_commits(commits)
     print(
         f"{out}: {num_tasks:,} tasks, {num_bytes / 1e6:,.1f} MB, {time.monotonic() - started:.1f} s; "
         f"{len(rejected)} bad rows left out"
@@ -149,13 +162,16 @@ def build(tasks: Iterable[Task], out: Path, rejected: Sequence[Rejected]) -> int
 # --------------------------------------------------------------------------------------------------------------- check
 
 
-def check(tasks: Iterable[Task], against: Sequence[Task], rejected: Sequence[Rejected]) -> int:
+def check(
+    tasks: Iterable[Task], against: Sequence[Task], rejected: Sequence[Rejected], commits: Mapping[str, str]
+) -> int:
     """Print what the tasks are and what is wrong with them; 1 if anything is."""
     examination = Examination(against)
     graded, unproven = asyncio.run(_examine(_watched(tasks, "checking"), examination))
     if not examination.num_tasks:
         raise InputError(f"no task to check{'; ' + describe_rejected(rejected) if rejected else ''}")
 
+    _print_commits(commits)
     print(f"{examination.num_tasks:,} tasks")
     for name, numbers in examination.facts():
         print(f"  {name:<32} {numbers}")

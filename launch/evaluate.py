@@ -36,6 +36,7 @@ from rl.evaluate import (
 )
 from rl.policies import ModelSpec, open_policies, paper_sampling
 
+SELECTION = "selection.json"
 MODES = {"sandbox": ("sandbox",), "llm": ("llm",), "both": ("llm", "sandbox")}
 
 
@@ -117,11 +118,14 @@ def select(args: argparse.Namespace) -> list[Selection]:
             raise InputError(f"--data {word}: not NAME=PATH of a benchmark in --benchmarks{nearest(name, names)}")
         paths[name] = path
     selections = []
+    noted = args.out / SELECTION  # a folder that is continued goes on with the rows it began with
+    before = json.loads(noted.read_text()) if noted.is_file() else []
+    commits = {asked: commit for one in before for asked, commit in one.get("commits", {}).items()}
     for name in dict.fromkeys(names):
         path, revision = paths.get(name, ""), ""
         if path.startswith(("@", "original@")):
             path, _, revision = path.partition("@")
-        found = load_benchmark(name, path, args.seed, args.limit, args.documents, revision)
+        found = load_benchmark(name, path, args.seed, args.limit, args.documents, revision, commits)
         if args.placement != "sandbox":
             found = replace(found, tasks=[replace(task, placement=args.placement) for task in found.tasks])
         if not set(MODES[args.mode]) & set(found.benchmark.modes):
@@ -159,7 +163,7 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
 
 async def evaluate(args: argparse.Namespace, selections: list[Selection], folder: ResultFolder) -> None:
     """Everything that has no result yet."""
-    write_whole(folder.path / "selection.json", json.dumps([one.record for one in selections], indent=1) + "\n")
+    write_whole(folder.path / SELECTION, json.dumps([one.record for one in selections], indent=1) + "\n")
     trials = plan(selections, MODES[args.mode], args.repeats, args.seed, args.max_tokens)
     todo = folder.todo(trials)
     print(f"{len(trials)} trajectories, {len(trials) - len(todo)} of them done already", file=sys.stderr)

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from data.errors import InputError
 from data.prompt import load_arm
+from data.sources import ORIGINS, named_specs, origin_of, parse_spec
 from rl.config import Recipe, knobs, load_recipe
 
 GIB = 1 << 30
@@ -32,6 +33,8 @@ def run(args: argparse.Namespace) -> int:
     recipe = load_recipe(args.recipe, args.overrides)
     load_arm(recipe.prompt)
     table = Table("", "what", "comes from", title=f"{args.recipe} -> {recipe.run_dir}", show_lines=False)
+    for column in table.columns:
+        column.overflow = "fold"
     for what, value, source in facts(recipe):
         table.add_row(value, what, source)
     console.print(table)
@@ -74,7 +77,28 @@ def facts(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
     evaluations = recipe.evaluation.before + recipe.evaluation.after
     evaluations += max(0, (recipe.steps - 1) // recipe.evaluation.every) if recipe.evaluation.every else 0
     yield "evaluations", f"{evaluations}", "evaluation.before, .every, .after"
+    yield from _task_facts(recipe)
     yield from _model_facts(recipe)
+
+
+def _task_facts(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
+    """Where the rows of each set are; a data set of the Hub with its commit."""
+    for key, spec in (("tasks.train", recipe.tasks.train), ("tasks.eval", recipe.tasks.eval)):
+        for name, one in named_specs(spec, key).items() if spec is not None else ():
+            try:
+                source, options = parse_spec(
+                    {k: v for k, v in one.items() if k != "weight"} if isinstance(one, dict) else one
+                )
+                origin = origin_of(source, options) if source in ORIGINS else None
+            except InputError as error:
+                raise InputError(f"{key}.{name}: {error}") from None
+            if origin is None:
+                yield f"rows of {key}.{name}", str(options.get("path", source)), f"{key}.{name}"
+            elif origin.local:
+                yield f"rows of {key}.{name}", origin.asked, f"{key}.{name}, a local copy"
+            else:
+                moving = "" if origin.is_pinned else " is no commit: it is looked up, and data.json has what it was"
+                yield f"rows of {key}.{name}", origin.asked, f"{key}.{name}.revision{moving}"
 
 
 def _model_facts(recipe: Recipe) -> Iterator[tuple[str, str, str]]:

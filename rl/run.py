@@ -31,6 +31,8 @@ from rl.trainer import RunFailed, train
 
 MODEL_FILE = "model_dir"
 """In a run folder: the path of the model folder that it started from."""
+COMMITS_FILE = "data.json"
+"""In a run folder: the commit of each data set of the Hub that it reads, by `NAME@REVISION` as the recipe has it."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class Inputs:
     eval_sets: Mapping[str, Sequence[Task]]
     sandbox: dict[str, Any]
     """What the sandboxes are, for `sandbox.json`; empty in LLM mode."""
+    commits: dict[str, str]
+    """For `data.json`: what the tasks were read from."""
     dropped: str
     """Which training tasks were left out and why, for a person; empty: none."""
 
@@ -56,8 +60,10 @@ def prepare(recipe: Recipe) -> Inputs:
     if recipe.mode == "sandbox":
         schemas = tool_set(recipe.tool_set or arm.tool_set).schemas()
         sandbox = asyncio.run(_check_backend(recipe))
-    train_sets, weights = load_sources(recipe.tasks.train, "tasks.train", recipe.seed)
-    eval_sets, eval_weights = load_sources(recipe.tasks.eval, "tasks.eval", recipe.seed)
+    noted = recipe.run_dir / COMMITS_FILE  # a run that goes on reads what it began with
+    commits: dict[str, str] = json.loads(noted.read_text()) if noted.is_file() else {}
+    train_sets, weights = load_sources(recipe.tasks.train, "tasks.train", recipe.seed, commits)
+    eval_sets, eval_weights = load_sources(recipe.tasks.eval, "tasks.eval", recipe.seed, commits)
     for name, weight in eval_weights.items():
         if weight != 1:
             raise InputError(f"tasks.eval.{name}.weight has no effect: each set is scored by itself")
@@ -77,7 +83,7 @@ def prepare(recipe: Recipe) -> Inputs:
         if not kept[name]:
             raise InputError(f"tasks.train: no task of {name!r} is left: {describe_dropped(too_long, limit=1)}")
     stream = TaskStream(kept, weights, recipe.seed)
-    return Inputs(model_dir, chat_format, stream, eval_sets, sandbox, describe_dropped(dropped))
+    return Inputs(model_dir, chat_format, stream, eval_sets, sandbox, commits, describe_dropped(dropped))
 
 
 def model_of_run(recipe: Recipe, run_dir: Path) -> str:
@@ -123,7 +129,10 @@ async def train_run(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
     log = Log(recipe, step, TokenText(inputs.chat_format))
     write_atomic(recipe.run_dir / MODEL_FILE, inputs.model_dir)
     write_atomic(recipe.run_dir / "sandbox.json", json.dumps(inputs.sandbox, indent=2) + "\n")
+    write_atomic(recipe.run_dir / COMMITS_FILE, json.dumps(inputs.commits, indent=2) + "\n")
     log.say(_headline(recipe, inputs, step))
+    for asked, commit in inputs.commits.items():
+        log.say(f"data set {asked}: commit {commit}")
     if inputs.dropped:
         log.say(inputs.dropped)
     status = "interrupted"

@@ -1,6 +1,7 @@
 """Recipes: each file resolves, runs by itself and round-trips; what is wrong in one is said in one line."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -96,3 +97,19 @@ def test_a_whole_task_set_replaces_and_a_part_is_merged() -> None:
     }
     part = load_recipe(path, ["tasks.eval.heldout.num_tasks=3"]).tasks.eval["heldout"]
     assert part["num_tasks"] == 3 and part["source"] == "builtin"
+
+
+def test_explain_names_the_revision_of_every_data_set() -> None:
+    from launch.explain import facts
+
+    found = {what: (value, source) for what, value, source in facts(load_recipe(ROOT / "recipes/qwen3_4b.yaml"))}
+    name, source = found["rows of tasks.train.general"]
+    assert name == "daixuancheng/llm-in-sandbox-rl@main" and "tasks.train.general.revision is no commit" in source
+    name, source = found["rows of tasks.eval.math"]
+    assert re.fullmatch(r"BytedTsinghua-SIA/DAPO-Math-17k@[0-9a-f]{40}", name) and source == "tasks.eval.math.revision"
+    words = ["tasks.train={mine: {source: math, path: rows.jsonl}, made: {source: builtin, weight: 2}}"]
+    found = {what: value for what, value, _ in facts(load_recipe(ROOT / "recipes/tiny.yaml", words))}
+    assert (found["rows of tasks.train.mine"], found["rows of tasks.train.made"]) == ("rows.jsonl", "builtin")
+    wrong = load_recipe(ROOT / "recipes/tiny.yaml", ["tasks.train={mine: {source: math, path: a, revision: main}}"])
+    with pytest.raises(InputError, match="tasks.train.mine: revision has no effect on a local copy"):
+        list(facts(wrong))
