@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from data.context import few
 from data.errors import InputError, nearest
 from data.formats import json_field, printed_letters
 from data.hub import Origin
@@ -95,7 +96,7 @@ def _published_task(where: str, row: Row, source: str, reward: str, **metadata: 
         gold=gold,
         reward=reward,
         # the columns of all rows are merged where it was stored: a null stands for a file of another row
-        documents={str(name): str(text) for name, text in files.items() if text is not None},
+        documents=few({str(name): str(text) for name, text in files.items() if text is not None}),
         metadata=metadata,
     )
 

@@ -265,7 +265,7 @@ def r2e_gym(where: str, row: Row) -> Task:
         question=(issue[1] if issue else statement).strip(),
         gold=json.dumps(gold, ensure_ascii=False, sort_keys=True),
         reward="tests",
-        documents=repository,
+        documents=few(repository),
         image=image,
         metadata={"repository": str(row.get("repo_name") or ""), "commit": commit},
     )
