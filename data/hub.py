@@ -62,6 +62,8 @@ class Origin:
 
     def check(self, given: set[str]) -> None:
         """Raises InputError for an option among `given` that nothing would read."""
+        if not self.path and not self.dataset:
+            raise InputError("neither path nor dataset says where the rows are")
         useless = {"revision", "streaming"} if self.local else set()
         if self.path:
             useless |= {"dataset", "config"}

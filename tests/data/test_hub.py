@@ -174,6 +174,8 @@ def test_an_option_of_the_hub_has_no_effect_on_a_local_copy(tmp_path: Path, opti
     (tmp_path / "rows.jsonl").write_text("{}\n")
     with pytest.raises(InputError, match=f"{next(iter(option))} has no effect on a local copy"):
         load_source({"source": "math", "path": str(tmp_path / "rows.jsonl"), **option})
+    with pytest.raises(InputError, match="neither path nor dataset"):
+        load_source({"source": "math", "dataset": ""})
 
 
 # ------------------------------------------------------------------------------------------------------ commits
