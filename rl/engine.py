@@ -78,6 +78,18 @@ def on_cpu() -> bool:
     return False
 
 
+def serve_command(model: str, call_format: str, max_model_len: int = 4096) -> list[str]:
+    """The words of a command that serves a model folder with vLLM. `max_model_len` is for the CPU build: there no
+    prompt may be cut into chunks (a seeded CPU generator cannot rewind, and the server dies), so a step must hold a
+    whole one. The command `vllm` of that build looks for a package of another name and fails."""
+    words = ["--enable-auto-tool-choice", "--tool-call-parser", call_format]
+    if not on_cpu():
+        return ["vllm", "serve", model, *words]
+    lengths = ["--max-model-len", str(max_model_len), "--max-num-batched-tokens", str(max(max_model_len, 2048))]
+    command = ["python", "-m", "vllm.entrypoints.openai.api_server", "--model", model]
+    return [*command, *words, "--no-enable-chunked-prefill", *lengths]
+
+
 def weight_backend(config: EngineConfig) -> str:
     """The backend that `auto` stands for on this machine."""
     if config.weight_backend == "auto":

@@ -2,8 +2,6 @@
 measured on all seven benchmarks in both modes."""
 
 import json
-import subprocess
-import sys
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -11,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from bench.served import benchmark_words, judged_by_itself, one_prompt, ours, serving
+from bench.served import benchmark_words, ours, serving
 from envs.chat import ChatFormat
+from launch.__main__ import main
 from rl.batch import LearnerConfig
 from rl.checkpoint import Checkpoints
 from rl.config import load_recipe, save_recipe
@@ -75,7 +74,7 @@ def test_an_exported_run_is_served_and_measured_on_all_benchmarks(tmp_path: Path
     checkpoint.mkdir(parents=True)
     on_ranks(save_checkpoint, model, LearnerConfig(device="cpu"), args=(str(checkpoint),))
     (checkpoint / "trainer.json").write_text(json.dumps({"step": 1, "state": {}}))
-    subprocess.run([sys.executable, "-m", "launch", "export", str(run), "--out", str(out)], check=True, cwd=ROOT)
+    assert main(["export", str(run), "--out", str(out)]) == 0
 
     with serving(out, tmp_path / "serve.log", max_model_len=4096) as url:
         request = {"model": str(out), "messages": MESSAGES, "tools": TOOLS, "temperature": 0, "max_tokens": 100}
@@ -85,8 +84,6 @@ def test_an_exported_run_is_served_and_measured_on_all_benchmarks(tmp_path: Path
 
         words = benchmark_words(tmp_path, limit=2, max_tokens=400)
         found = ours(tmp_path, [url, "--model", str(out), *words])
-        found |= judged_by_itself(tmp_path, url, str(out))
-        found |= one_prompt(tmp_path, url, str(out))
     assert not [name for name, row in found.items() if row["holds"] is False], found
     assert found["served/trajectories"]["ours"] == 6 * 2 * 2 + 1  # SWE-bench has one row and no LLM mode
 
