@@ -18,6 +18,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import jinja2
@@ -26,6 +27,9 @@ from data.errors import InputError
 from envs import calls
 from envs.policy import Engine, EngineLost, Message, Reply, Sampled, Sampling
 from envs.trajectory import Observation, Tokens, ToolCall
+
+NUM_PROMPTS = 64
+"""Encoded prompts that are kept: the trajectories of a group begin with the same one, which may be long."""
 
 _SLOT = re.compile("\ue000([0-9]+)\ue001")
 _PROBE_TOOL = {
@@ -57,6 +61,7 @@ class ChatFormat:
         self._added_pattern = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
         self._plain = _without_added_tokens(tokenizer, self._added)
         self._frames: dict[tuple[str, ...], str] = {}
+        self._prompts = lru_cache(NUM_PROMPTS)(self._encode)
         self.call_format = self._detect_format() if call_format == "auto" else call_format
         if self.call_format not in calls.FORMATS:
             raise InputError(f"call_format must be 'auto' or one of {', '.join(calls.FORMATS)}, not {call_format!r}")
@@ -77,7 +82,8 @@ class ChatFormat:
             ):
                 raise InputError(f"a prompt message needs a role (system, user, assistant) and text, not {message!r}")
         slotted = [{**message, "content": _slot(i)} for i, message in enumerate(messages)]
-        return self._encode(self._render(slotted, tools), [message["content"] for message in messages])
+        rendered = self._render(slotted, tools)
+        return list(self._prompts(rendered, tuple(message["content"] for message in messages)))
 
     def observation_ids(self, observations: Sequence[Observation], sampled_ended: bool) -> list[int]:
         """Ids the template puts between a sampled turn and the next: the answers, then the opening of the next turn.

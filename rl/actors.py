@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import hashlib
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from data.errors import InputError
+from data.prompt import load_arm
 from data.task import Task
 from envs.policy import EngineLost
 from envs.trajectory import StopReason, Tokens, Trajectory
@@ -183,14 +185,14 @@ class RayWorkers:
         return options.remote(
             model=self._model_dir,
             engine=recipe.engine,
-            sandbox=recipe.sandbox,
+            sandbox=replace(recipe.sandbox, rootfs=_absolute(recipe.sandbox.rootfs)),
             limits=recipe.limits,
-            arm=recipe.prompt,
+            arm=load_arm(recipe.prompt),
             tool_set=recipe.tool_set,
             call_format=recipe.model.call_format,
             mode=recipe.mode,
-            chat_template=recipe.model.chat_template and str(Path(recipe.model.chat_template).resolve()),
-            grader=recipe.grader,
+            chat_template=recipe.model.chat_template and Path(recipe.model.chat_template).read_text(),
+            grader=replace(recipe.grader, ifbench=_absolute(recipe.grader.ifbench)),
         )
 
     async def _wait_for(self, references: list[Any]) -> None:
@@ -295,6 +297,11 @@ def raised(what: str, error: RayError) -> Exception:
     """What an error of an actor is here: wrong input stays wrong input, anything else ends the run."""
     cause = getattr(error, "cause", None)
     return cause if isinstance(cause, InputError) else RunFailed(f"{what}: {_cause(error)}")
+
+
+def _absolute(path: str) -> str:
+    """A worker's working directory may be another one. Empty stays empty."""
+    return path and str(Path(path).resolve())
 
 
 def _cause(error: BaseException) -> str:

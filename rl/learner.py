@@ -147,9 +147,9 @@ class LearnerCore:
         self.policy.reshard()  # the root stays gathered after a forward pass without a backward pass
         return found
 
-    def weights(self, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
+    def weights(self, dtype: torch.dtype | None = None, described: bool = False) -> Iterator[tuple[str, Tensor]]:
         """See rl.model.named_weights."""
-        return named_weights(self.policy, dtype)
+        return named_weights(self.policy, dtype, described)
 
     def publish(
         self, workers: Sequence[Any], version: int, backend: str = "shm", run: str = "", dtype: str = "float32"
@@ -157,7 +157,8 @@ class LearnerCore:
         """Give the rollout workers these weights as `version`; see rl.weights.Publisher.publish."""
         if self._publisher is None:
             self._publisher = Publisher(backend, run, self.rank)
-        return self._publisher.publish(self.weights(getattr(torch, dtype)), version, workers)
+        weights, described = self.weights(getattr(torch, dtype)), self.weights(getattr(torch, dtype), described=True)
+        return self._publisher.publish(weights, version, workers, described)
 
     def save(self, folder: str) -> None:
         """Write this rank's share under `folder`. Complete when every rank has returned; see rl.checkpoint."""

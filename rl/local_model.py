@@ -1,6 +1,7 @@
 """A model folder as policies: one vLLM engine in a Ray actor each. Conversations, sandboxes and graders stay here."""
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -15,6 +16,10 @@ from envs.chat import ChatFormat, TokenPolicy
 from envs.policy import EngineLost, Policy, Sampled, Sampling
 from rl.cluster import connect
 from rl.engine import EngineConfig, VllmEngine, on_cpu, worker_environment
+
+START_TIMEOUT_S = 900.0
+"""Loading a model may take minutes; a GPU that the machine does not have would be waited for without an end."""
+STOP_TIMEOUT_S = 30.0
 
 
 @ray.remote
@@ -55,8 +60,8 @@ class RemoteEngine:
             runtime_env={"env_vars": worker_environment(config)},
         ).remote(*self._arguments)
         try:
-            await actor.start.remote()
-        except RayError as error:
+            await asyncio.wait_for(actor.start.remote(), START_TIMEOUT_S)
+        except (RayError, TimeoutError) as error:
             ray.kill(actor)
             raise EngineLost(f"the engine does not start: {_last_line(error)}") from error
         self._actor = actor
@@ -86,7 +91,8 @@ class RemoteEngine:
 
     async def stop(self) -> None:
         if self._actor is not None:
-            await asyncio.gather(self._actor.stop.remote(), return_exceptions=True)
+            with contextlib.suppress(TimeoutError, RayError):
+                await asyncio.wait_for(self._actor.stop.remote(), STOP_TIMEOUT_S)
             ray.kill(self._actor)
 
 

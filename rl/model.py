@@ -154,17 +154,24 @@ def shard(policy: Policy, mesh: DeviceMesh, compute_dtype: torch.dtype, gradient
     policy.train()
 
 
-def named_weights(policy: Policy, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
+def named_weights(
+    policy: Policy, dtype: torch.dtype | None = None, described: bool = False
+) -> Iterator[tuple[str, Tensor]]:
     """Every weight under the name and in the form that it has in a Hugging Face folder, a tied head left out.
 
     A tensor is still sharded (`full_tensor()` gathers it, a collective) unless its form in the folder differs from the
     one in memory, as with the experts of a mixture, which are gathered here. So every rank must iterate to the end.
+    With `described` tensors have a shape and a dtype only (device meta), and nothing is gathered.
     """
     model = policy.language_model
     for name, parameter in model.named_parameters():
-        tensor = parameter.detach().to(dtype or parameter.dtype)
-        as_saved = list(revert_weight_conversion(model, {name: torch.empty(tensor.shape, device="meta")}))
-        if as_saved == [name]:
+        form = torch.empty(parameter.shape, dtype=dtype or parameter.dtype, device="meta")
+        as_saved = revert_weight_conversion(model, {name: form})
+        if described:
+            yield from as_saved.items()
+            continue
+        tensor = parameter.detach().to(form.dtype)
+        if list(as_saved) == [name]:
             yield name, tensor
         else:
             whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor

@@ -61,17 +61,22 @@ class Publisher:
         self._sender: _GpuSender | None = None
 
     def publish(
-        self, weights: Iterable[tuple[str, torch.Tensor]], version: int, workers: Sequence[Any]
+        self,
+        weights: Iterable[tuple[str, torch.Tensor]],
+        version: int,
+        workers: Sequence[Any],
+        described: Iterable[tuple[str, torch.Tensor]] = (),
     ) -> list[tuple[int, str]]:
-        """Give `workers` (RolloutWorker actor handles) the weights. Returns `(index, what happened)` of each worker
-        that was lost on the way (rank 0; other ranks return nothing). Raises whatever ends a transfer on a GPU: a
-        broadcast cannot go on without one of its members."""
+        """Give `workers` (RolloutWorker actor handles) the weights; on a GPU `described` tells names, shapes and dtypes
+        ahead (see rl.model.named_weights), so that one tensor at a time is whole in memory. Returns
+        `(index, what happened)` of each worker that was lost on the way (rank 0; other ranks return nothing). Raises
+        whatever ends a transfer on a GPU: a broadcast cannot go on without one of its members."""
         if self._backend == "shm":
             return self._publish_shared(weights, version, workers)
         if self._sender is None or self._sender.workers != list(workers):
             self.close()
             self._sender = _GpuSender(self._backend, self._rank, list(workers))
-        self._sender.send(weights, version)
+        self._sender.send(weights, described, version)
         return []
 
     def _publish_shared(
@@ -103,17 +108,23 @@ class _GpuSender:
     def __init__(self, backend: str, rank: int, workers: list[Any]) -> None:
         self._backend, self._rank, self.workers = backend, rank, workers
         self._engine: Any = None
-        self._parameters: dict[str, torch.Tensor] = {}
+        self._weights: Iterable[tuple[str, torch.Tensor]] = ()
+        self._described: list[tuple[str, torch.Tensor]] = []
         self._client = _Client(workers)
 
-    def send(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
-        self._client.version, self._parameters = version, dict(weights)
+    def send(
+        self,
+        weights: Iterable[tuple[str, torch.Tensor]],
+        described: Iterable[tuple[str, torch.Tensor]],
+        version: int,
+    ) -> None:
+        self._client.version, self._weights, self._described = version, weights, list(described)
         try:
             if self._engine is None:
                 self._engine = self._open()
             self._engine.send_weights()
         finally:
-            self._parameters = {}
+            self._weights = ()
 
     def _open(self) -> Any:
         from vllm.distributed.weight_transfer import ParamMeta, WeightSource, WeightTransferTrainerFactory
@@ -126,10 +137,10 @@ class _GpuSender:
             """Names and shapes without gathering; the tensors gathered one at a time."""
 
             def metadata(self) -> list[Any]:
-                return [ParamMeta(name, t.dtype, tuple(t.shape)) for name, t in sender._parameters.items()]
+                return [ParamMeta(name, t.dtype, tuple(t.shape)) for name, t in sender._described]
 
             def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-                return ((name, full(tensor)) for name, tensor in sender._parameters.items())
+                return ((name, full(tensor)) for name, tensor in sender._weights)
 
         if self._backend == "ipc":
             init: Any = IPCTrainerInitInfo(rank=self._rank, packed=True)

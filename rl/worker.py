@@ -1,12 +1,11 @@
 """The Ray actor that samples trajectories: one vLLM engine, a pool of sandboxes, one rollout loop."""
 
 import os
-from pathlib import Path
 from typing import Any
 
 import ray
 
-from data.prompt import load_arm
+from data.prompt import Arm
 from data.task import Task
 from envs.chat import ChatFormat, TokenPolicy
 from envs.grading import Grader, GraderConfig
@@ -44,7 +43,7 @@ class RolloutWorker:
         engine: EngineConfig,
         sandbox: SandboxConfig,
         limits: RolloutLimits,
-        arm: str,
+        arm: Arm,
         tool_set: str = "",
         call_format: str = "auto",
         mode: str = "sandbox",
@@ -52,9 +51,10 @@ class RolloutWorker:
         grader: GraderConfig | None = None,
     ) -> None:
         """`model` is a Hugging Face folder; `arm` a prompt arm, `tool_set` (empty: the arm's own) the tools it offers;
-        `chat_template` a file that replaces the model's own. In mode `llm` there are no sandboxes."""
+        `chat_template` replaces the model's own. In mode `llm` there are no sandboxes. All but the model travels with
+        the arguments: a worker on another node does not see the driver's files."""
         self._model, self._engine_config, self._sandbox, self._limits = model, engine, sandbox, limits
-        self._arm_name, self._tool_set, self._call_format = arm, tool_set, call_format
+        self._arm, self._tool_set, self._call_format = arm, tool_set, call_format
         self._mode, self._chat_template, self._grader_config = mode, chat_template, grader
 
     async def start(self, version: int = 0) -> None:
@@ -62,11 +62,10 @@ class RolloutWorker:
         BackendUnavailable."""
         from transformers import AutoTokenizer
 
-        self._arm = load_arm(self._arm_name)
         self._tools = tool_set(self._tool_set or self._arm.tool_set) if self._mode == "sandbox" else None
         tokenizer = AutoTokenizer.from_pretrained(self._model)
         if self._chat_template:
-            tokenizer.chat_template = Path(self._chat_template).read_text()
+            tokenizer.chat_template = self._chat_template
         self._format = ChatFormat(tokenizer, self._call_format)
         self._engine = VllmEngine(self._model, self._engine_config, self._format.stop_ids)
         self._grader = Grader(self._grader_config)

@@ -159,6 +159,9 @@ def test_weights_have_the_names_and_values_of_the_folder(folder):
     assert all(torch.equal(found[name], saved[name]) for name in saved)
     halves = dict(named_weights(load_policy(folder, 64), torch.bfloat16))
     assert all(torch.equal(halves[name], saved[name].bfloat16()) for name in saved)
+    described = list(named_weights(load_policy(folder, 64), torch.bfloat16, described=True))
+    assert [(name, t.shape, t.dtype) for name, t in described] == [(n, t.shape, t.dtype) for n, t in halves.items()]
+    assert all(tensor.is_meta for _, tensor in described)
 
 
 def test_a_model_that_cannot_be_computed_is_refused(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 import ray
 import torch
 
+from data.prompt import load_arm
 from data.task import Task
 from envs.policy import Sampling
 from envs.pool import open_backend
@@ -39,7 +40,7 @@ class Cluster:
         options = RolloutWorker.options(
             num_cpus=0, max_concurrency=100, runtime_env={"env_vars": worker_environment(CONFIG)}
         )
-        worker = options.remote(self.folder, CONFIG, SandboxConfig(warm=2), limits, "compact", mode=mode)
+        worker = options.remote(self.folder, CONFIG, SandboxConfig(warm=2), limits, load_arm("compact"), mode=mode)
         ray.get(worker.start.remote())
         return worker
 
