@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from data.context import few
-from data.errors import InputError, nearest
+from data.errors import InputError, nearest, one_line
 from data.formats import json_field, printed_letters
 from data.hub import Origin
-from data.reading import Rejected, Row, short
+from data.reading import Rejected, Row
 from data.swebench import swebench_gold
 from data.task import Task
 
@@ -338,7 +338,7 @@ def load_benchmark(
         try:
             task = one.read(where, row, root)
         except InputError as error:
-            rejected.append(Rejected(where, short(error)))
+            rejected.append(Rejected(where, one_line(error)))
             continue
         tasks.setdefault(_hashed(task.question, task.gold, *task.options, *task.documents.values()), task)
     if not tasks:

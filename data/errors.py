@@ -8,6 +8,17 @@ class InputError(Exception):
     """What is wrong, where, and the nearest valid thing. `launch` prints it and exits with code 2."""
 
 
+def one_line(error: object, limit: int = 300) -> str:
+    """The text of an error without its line breaks, at most `limit` characters of it."""
+    line = " ".join(str(error).split())
+    return line if len(line) <= limit else line[:limit] + " …"
+
+
+def described(error: BaseException) -> str:
+    """The kind of an error and its text, on one line: for errors whose text alone may say nothing."""
+    return f"{type(error).__name__}: {one_line(error)}"
+
+
 def nearest(word: str, valid: Iterable[str]) -> str:
     """`; did you mean 'x'?` for a close match, else the list of what is valid."""
     names = sorted(valid)

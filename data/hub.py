@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from data.errors import InputError
-from data.reading import Rejected, Row, read_rows, short
+from data.errors import InputError, one_line
+from data.reading import Rejected, Row, read_rows
 
 Rows = Iterator[tuple[str, Row]]
 
@@ -138,4 +138,4 @@ def _library(what: str) -> Iterator[None]:
         raise
     except Exception as error:  # the library raises whatever its transports and readers raise
         hint = "; without a network give revision=, a commit that was loaded here before, or path=, a local copy"
-        raise InputError(f"{what} cannot be loaded: {short(error)}{hint if '@' in what else ''}") from None
+        raise InputError(f"{what} cannot be loaded: {one_line(error)}{hint if '@' in what else ''}") from None

@@ -32,7 +32,7 @@ from typing import Any
 
 import yaml
 
-from data.errors import InputError, nearest
+from data.errors import InputError, nearest, one_line
 from data.task import REWARDS, Task
 
 MODES = ("sandbox", "llm")
@@ -176,7 +176,7 @@ def _read_arm(name: str, chain: tuple[str, ...]) -> dict[str, Any]:
     except FileNotFoundError:
         raise InputError(f"unknown prompt arm {name!r}{nearest(name, arm_names())}") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"prompt arm {path}: {' '.join(str(error).split())}") from None
+        raise InputError(f"prompt arm {path}: {one_line(error)}") from None
     if not isinstance(row, dict) or not isinstance(row.get("answers", {}), dict):
         raise InputError(f"prompt arm {path}: not a mapping of fields")
     if parent := row.pop("extends", ""):

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from data.errors import InputError
+from data.errors import InputError, one_line
 
 SUFFIXES = (".jsonl", ".jsonlines", ".ndjson", ".json", ".parquet", ".csv", ".tsv")
 MAX_ROW_BYTES = 64 << 20
@@ -67,12 +67,6 @@ def row_files(path: Path) -> list[Path]:
     return [path]
 
 
-def short(error: object, limit: int = 300) -> str:
-    """An error on one line."""
-    line = " ".join(str(error).split())
-    return line if len(line) <= limit else line[:limit] + " …"
-
-
 def bounded_lines(handle: BinaryIO, max_bytes: int) -> Iterator[tuple[int, bytes | None]]:
     r"""(line number, line without its `\n`), or None for a line over `max_bytes`, which is skipped in chunks.
 
@@ -120,7 +114,7 @@ def _jsonl(file: Path, rejected: list[Rejected], max_row_bytes: int) -> Iterator
             try:
                 value = parse_json(line)
             except ValueError as error:
-                rejected.append(Rejected(where, short(error)))
+                rejected.append(Rejected(where, one_line(error)))
                 continue
             yield from _object(where, value, rejected)
 
@@ -136,7 +130,7 @@ def _json(file: Path, rejected: list[Rejected]) -> Iterator[tuple[str, Row]]:
     try:
         value = parse_json(file.read_bytes().removeprefix(b"\xef\xbb\xbf"))
     except ValueError as error:
-        rejected.append(Rejected(str(file), short(error)))
+        rejected.append(Rejected(str(file), one_line(error)))
         return
     if isinstance(value, dict):
         value = [{"id": key, **row} if isinstance(row, dict) else row for key, row in value.items()]
@@ -162,7 +156,7 @@ def _parquet(file: Path, rejected: list[Rejected]) -> Iterator[tuple[str, Row]]:
     try:
         table = pyarrow.parquet.ParquetFile(file)
     except failures as error:
-        rejected.append(Rejected(str(file), f"not a Parquet file, or cut off: {short(error)}"))
+        rejected.append(Rejected(str(file), f"not a Parquet file, or cut off: {one_line(error)}"))
         return
     with table:
         first = 1
@@ -173,13 +167,13 @@ def _parquet(file: Path, rejected: list[Rejected]) -> Iterator[tuple[str, Row]]:
                 for batch in table.iter_batches(batch_size=256, row_groups=[group]):
                     for row in _batch_rows(batch):
                         if isinstance(row, UnicodeDecodeError):
-                            rejected.append(Rejected(f"{file}:{number}", f"not UTF-8: {short(row)}"))
+                            rejected.append(Rejected(f"{file}:{number}", f"not UTF-8: {one_line(row)}"))
                         else:
                             yield f"{file}:{number}", row
                         number += 1
             except failures as error:
                 where = f"{file}:{number}-{first - 1}"
-                rejected.append(Rejected(where, f"unreadable from here to the end of the row group: {short(error)}"))
+                rejected.append(Rejected(where, f"unreadable from here to the end of the row group: {one_line(error)}"))
 
 
 def _batch_rows(batch: Any) -> Iterator[Row | UnicodeDecodeError]:
@@ -227,7 +221,7 @@ def _csv(file: Path, rejected: list[Rejected], max_row_bytes: int, delimiter: st
                 if header and cells and len(cells) != len(header):
                     raise ValueError(f"{len(cells)} cells under a header of {len(header)}")
             except ValueError as error:
-                rejected.append(Rejected(where, short(error)))
+                rejected.append(Rejected(where, one_line(error)))
                 waiting.extendleft(reversed(taken))
                 continue
             if not header:

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 
-from data.errors import InputError
+from data.errors import InputError, described
 from data.prompt import Arm, render
 from data.task import Task
 from envs.grading import Grader, GraderFailed, hide_tests
@@ -105,11 +105,11 @@ async def rollout(
     except BackendUnavailable:
         raise  # the input is wrong: no trajectory can run here
     except EngineLost as error:
-        stop, progress.error = StopReason.ENGINE_LOST, _one_line(error)
+        stop, progress.error = StopReason.ENGINE_LOST, described(error)
     except GraderFailed as error:
-        stop, progress.error = StopReason.GRADER_FAILED, _one_line(error)
+        stop, progress.error = StopReason.GRADER_FAILED, described(error)
     except SandboxError as error:
-        stop, progress.error = StopReason.SANDBOX_LOST, _one_line(error)
+        stop, progress.error = StopReason.SANDBOX_LOST, described(error)
 
     return Trajectory(
         task_id=task.id,
@@ -238,7 +238,3 @@ async def _answer(task: Task, sandbox: Sandbox | None, turns: Sequence[Turn]) ->
         return (await sandbox.read(ANSWER, ANSWER_BYTES)).decode(errors="replace").strip()
     except FileRefused:
         return ""
-
-
-def _one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]

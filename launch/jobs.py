@@ -23,7 +23,7 @@ from typing import Any
 from ray.cluster_utils import Cluster
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from data.errors import InputError
+from data.errors import InputError, one_line
 from rl.cluster import guard_descendants
 from rl.metrics import write_atomic
 
@@ -119,7 +119,7 @@ def _job_server(cluster: str) -> Iterator[tuple[Any, str]]:
         try:
             client = JobSubmissionClient(address)
         except ConnectionError as error:
-            raise InputError(f"cluster: no Ray job server at {address}: {' '.join(str(error).split())[:200]}") from None
+            raise InputError(f"cluster: no Ray job server at {address}: {one_line(error)}") from None
         yield client, ""
         return
     with _own_cluster() as own:

@@ -34,7 +34,7 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
-from data.errors import InputError, nearest
+from data.errors import InputError, nearest, one_line
 from launch.train import check_same
 from rl.config import Recipe, load_recipe
 from rl.metrics import write_atomic
@@ -134,7 +134,7 @@ def load_sweep(path: Path, overrides: Sequence[str]) -> tuple[Sweep, Path]:
     try:
         row = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: {' '.join(str(error).split())}") from None
+        raise InputError(f"{path}: {one_line(error)}") from None
     if not isinstance(row, dict):
         raise InputError(f"{path}: a sweep is a mapping of keys to values")
     for word in overrides:

@@ -16,12 +16,13 @@ from typing import Any, TypeVar
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from data.errors import InputError
+from data.errors import InputError, one_line
 from data.prompt import load_arm
 from data.task import Task
 from envs.policy import EngineLost
 from envs.trajectory import StopReason, Tokens, Trajectory
 from rl.batch import Batch
+from rl.cluster import cause
 from rl.config import Recipe
 from rl.engine import on_cpu, weight_backend, worker_environment
 from rl.learner import FOLDER, Learner, learner_environment
@@ -130,7 +131,7 @@ class RayWorkers:
                     raise raised("a rollout failed", error) from error
                 except RayError as error:
                     trajectory = Trajectory(
-                        task.id, task.source, recipe.mode, StopReason.ENGINE_LOST, turns=(), error=_cause(error)
+                        task.id, task.source, recipe.mode, StopReason.ENGINE_LOST, turns=(), error=cause(error)
                     )
                     self._log.lost(trajectory)
                     await self._replace(worker, handle, error)
@@ -157,7 +158,7 @@ class RayWorkers:
             if self._handles[worker] is not dead:
                 return
             self._num_replaced[worker] += 1
-            reason = " ".join(str(error).split())[-300:]
+            reason = one_line(error)
             if self._num_replaced[worker] > MAX_REPLACEMENTS_IN_A_ROW:
                 raise RunFailed(f"rollout worker {worker} keeps dying: {reason}")
             self._log.say(f"  rollout worker {worker} is lost and replaced: {reason}")
@@ -296,15 +297,9 @@ async def wait_for_start(who: str, references: list[Any]) -> list[Any]:
 def raised(what: str, error: RayError) -> Exception:
     """What an error of an actor is here: wrong input stays wrong input, anything else ends the run."""
     cause = getattr(error, "cause", None)
-    return cause if isinstance(cause, InputError) else RunFailed(f"{what}: {_cause(error)}")
+    return cause if isinstance(cause, InputError) else RunFailed(f"{what}: {cause(error)}")
 
 
 def _absolute(path: str) -> str:
     """A worker's working directory may be another one. Empty stays empty."""
     return path and str(Path(path).resolve())
-
-
-def _cause(error: BaseException) -> str:
-    """The last line of a Ray error: what was raised in the actor."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__

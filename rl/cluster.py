@@ -71,3 +71,9 @@ def guard_descendants() -> None:
 def _descendants(pid: int) -> list[int]:
     children = [int(word) for task in Path(f"/proc/{pid}/task").glob("*/children") for word in task.read_text().split()]
     return children + [further for child in children for further in _descendants(child)]
+
+
+def cause(error: BaseException) -> str:
+    """The last line of a Ray error: what was raised in the actor."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from data.errors import InputError, nearest
+from data.errors import InputError, nearest, one_line
 from envs.grading import GraderConfig
 from envs.policy import Sampling
 from envs.rollout import RolloutLimits
@@ -213,7 +213,7 @@ def _read_layers(path: Path, seen: tuple[Path, ...]) -> list[Any]:
     try:
         layer = OmegaConf.load(path)
     except Exception as error:  # the YAML parser's own error tree, and a file that is not text
-        raise InputError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
+        raise InputError(f"{path}: not a YAML file: {one_line(error)}") from None
     if not OmegaConf.is_dict(layer):
         raise InputError(f"{path}: a recipe is a mapping of keys to values")
     base = layer.pop("extends", None)
@@ -243,7 +243,7 @@ def _read_overrides(words: Sequence[str]) -> Any:
     try:
         return OmegaConf.from_dotlist(list(words))
     except Exception as error:
-        raise InputError(f"override: {' '.join(str(error).split())}") from None
+        raise InputError(f"override: {one_line(error)}") from None
 
 
 def _check_keys(section: type, layer: Any, path: Path, prefix: str = "") -> None:

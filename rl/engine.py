@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from data.errors import InputError
+from data.errors import InputError, described
 from envs.policy import EngineLost, Sampled, Sampling
 
 ABORT_GRACE_S = 60.0
@@ -246,7 +246,7 @@ class VllmEngine:
             try:
                 self._resolve(request, work())
             except Exception as error:
-                self._resolve(request, EngineLost(_one_line(error)))
+                self._resolve(request, EngineLost(described(error)))
                 if fatal:
                     raise
 
@@ -282,7 +282,7 @@ class VllmEngine:
                         self._resolve(output.request_id, _sampled(output.outputs[0]))
             self._lose("the engine was stopped")
         except Exception as error:
-            self._lose(f"the engine died: {_one_line(error)}")
+            self._lose(f"the engine died: {described(error)}")
         finally:
             self._close()
 
@@ -396,7 +396,3 @@ def _sampled(output: Any) -> Sampled:
     versions = [int(span.version) for span in output.weight_versions for _ in range(span.start, span.end)]
     finish = {"stop": "stop", "length": "length", "abort": "timeout"}[output.finish_reason]
     return Sampled(list(output.token_ids), list(output.logprobs.logprobs), versions, finish)
-
-
-def _one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]

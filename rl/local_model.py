@@ -14,7 +14,7 @@ from ray.exceptions import RayActorError, RayError
 from data.errors import InputError
 from envs.chat import ChatFormat, TokenPolicy
 from envs.policy import EngineLost, Policy, Sampled, Sampling
-from rl.cluster import connect
+from rl.cluster import cause, connect
 from rl.engine import EngineConfig, VllmEngine, on_cpu, worker_environment
 
 START_TIMEOUT_S = 900.0
@@ -63,7 +63,7 @@ class RemoteEngine:
             await asyncio.wait_for(actor.start.remote(), START_TIMEOUT_S)
         except (RayError, TimeoutError) as error:
             ray.kill(actor)
-            raise EngineLost(f"the engine does not start: {_last_line(error)}") from error
+            raise EngineLost(f"the engine does not start: {cause(error)}") from error
         self._actor = actor
 
     async def generate(
@@ -79,7 +79,7 @@ class RemoteEngine:
         except RayError as error:
             if isinstance(error, RayActorError | EngineLost):  # Ray's errors are also of the class raised in the actor
                 await self._replace(actor)
-            raise EngineLost(_last_line(error)) from error
+            raise EngineLost(cause(error)) from error
 
     async def _replace(self, dead: Any) -> None:
         """A fresh engine for `dead`; the first of its conversations to notice starts it, the others wait."""
@@ -119,9 +119,3 @@ async def local_policies(
     finally:
         await asyncio.gather(*(engine.stop() for engine in engines), return_exceptions=True)
         ray.shutdown()
-
-
-def _last_line(error: BaseException) -> str:
-    """Of a Ray error: what was raised in the actor."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from data.errors import InputError
+from data.errors import InputError, one_line
 from envs.analysis import capability_use
 from envs.trajectory import StopReason, Trajectory
 from rl.batch import Batch
@@ -262,7 +262,7 @@ def _start_wandb(recipe: Recipe) -> Any:
             config=OmegaConf.to_container(OmegaConf.structured(recipe)),
         )
     except wandb.errors.Error as error:
-        raise InputError(f"wandb.mode={recipe.wandb.mode}: {' '.join(str(error).split())}") from None
+        raise InputError(f"wandb.mode={recipe.wandb.mode}: {one_line(error)}") from None
 
 
 def _wandb_id(run_dir: Path) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import ray
 from transformers import AutoTokenizer
 
-from data.errors import InputError
+from data.errors import InputError, described, one_line
 from data.prompt import load_arm, render
 from data.sources import load_sources
 from data.stream import TaskStream, describe_dropped, drop_long
@@ -150,7 +150,7 @@ async def train_run(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
     except RunFailed as error:
         status = f"failed: {error}"
     except Exception as error:
-        status = f"failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        status = f"failed: {described(error)}"
         raise
     finally:
         summary = log.finish(status)
@@ -211,8 +211,8 @@ def _download(name: str) -> str:
     try:
         return str(snapshot_download(name))
     except (HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"model.path: {name} is neither a folder nor to be had from the hub: {reason}") from None
+        message = f"model.path: {name} is neither a folder nor to be had from the hub: {one_line(error)}"
+        raise InputError(message) from None
 
 
 def _headline(recipe: Recipe, inputs: Inputs, step: int) -> str:
