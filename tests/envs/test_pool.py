@@ -174,7 +174,8 @@ from envs.pool import open_backend
 from envs.sandbox import SandboxConfig
 
 async def hold():
-    backend = open_backend(SandboxConfig(backend={backend!r}, image={image!r}))
+    config = SandboxConfig(backend={backend!r}, image={image!r}, socket={socket!r}, runtime={runtime!r})
+    backend = open_backend(config)
     boxes = [await backend.start() for _ in range({count})]
     for box in boxes:
         await box.exec("setsid sleep 3600 >/dev/null 2>&1 &")
@@ -219,7 +220,7 @@ def start_owner(machine, count):
     """A process that holds `count` sandboxes, each with a process that wants to survive."""
     root = str(Path(__file__).parents[2])
     config = machine.config()
-    program = OWNER.format(root=root, backend=config.backend, image=config.image, count=count)
+    program = OWNER.format(root=root, count=count, **vars(config))
     owner = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
     assert owner.stdout is not None and owner.stdout.readline() == b"held\n"
     return owner
