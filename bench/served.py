@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("--max-model-len", type=int, default=4096, help="of the server (default: 4096)")
     args = parser.parse_args()
     args.out.mkdir(parents=True)
-    model = args.model.resolve()
+    args.out, model = args.out.resolve(), args.model.resolve()
     with serving(model, args.out / "serve.log", args.max_model_len) as url, repository(args.image) as image:
         words = [url, "--model", str(model), *benchmark_words(args.out, NUM_ROWS, 1024, image, args.ifbench)]
         if args.image:

@@ -6,10 +6,11 @@ Its benchmark runner writes two files at the end of a run:
     results.json     {"config": {"mode", "llm_name", ...}, "task", "mean_score", "num_errors", ...}
 
 A step holds thought, reasoning_content, action (function, parameters), observation and metadata; LLM mode has none.
-The files say neither why a run ended nor how many tokens or seconds it took: those stay unknown (0). A last step that
-submits is a finished trajectory; one that ends otherwise counts as out of turns, which is also what a failed call to
-the model looks like there. A row with neither a step nor an answer is one whose run raised an error; there it is scored
-0, here it is the machine's fault and has no score.
+What the metadata call `exec_time` is the time of the model's reply, not of the command. The files say neither why a run
+ended nor how many tokens or seconds it and its commands took: those stay unknown (0). A last step that submits is a
+finished trajectory; one that ends otherwise counts as out of turns, which is also what a failed call to the model looks
+like there. A row with neither a step nor an answer is one whose run raised an error, or whose first call to the model
+failed; there it is scored 0, here it is the machine's fault and has no score.
 """
 
 import json
@@ -100,13 +101,11 @@ def _turn(step: Mapping[str, Any]) -> Turn:
     name, arguments = str(action.get("function") or ""), action.get("parameters") or {}
     calls = (ToolCall(name, dict(arguments)),) if name else ()
     seconds = (step.get("metadata") or {}).get("exec_time") or 0.0
-    observation = Observation(
-        str(step.get("observation") or ""), name=name, finished=name in ("submit", "finish"), duration_s=float(seconds)
-    )
+    observation = Observation(str(step.get("observation") or ""), name=name, finished=name in ("submit", "finish"))
     return Turn(
         str(step.get("thought") or ""),
         calls,
         (observation,),
         reasoning=str(step.get("reasoning_content") or ""),
-        tool_s=float(seconds),
+        sample_s=float(seconds),
     )

@@ -192,6 +192,7 @@ def test_trajectories_of_the_published_harness_are_read(tmp_path):
     first, second = published(tmp_path / "20260101_chem_x_LLMinSandbox", rows)
     assert (first.task_id, first.metadata["repeat"], first.source) == ("aime25_7", 3, "aime25")
     assert first.stop is StopReason.FINISHED and first.reward == 1.0 and first.turns[0].reasoning == "hm"
+    assert first.turns[0].sample_s == 0.5 and first.tool_s == 0  # its exec_time is the model's
     assert second.stop is StopReason.MAX_TURNS and second.task_id == "chembench4k_Solvent_00001"
     assert capability_use([first]) == {"external": 0.0, "files": 0.5, "computation": 0.0}
     vanilla, failed = published(
