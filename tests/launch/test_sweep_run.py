@@ -1,6 +1,7 @@
-"""A sweep on real parts: stopped in the middle, started again, one arm broken; the table at the end."""
+"""A sweep on real parts: stopped in the middle, started again, one arm broken, each model evaluated; the table."""
 
 import csv
+import json
 import os
 import signal
 import subprocess
@@ -52,14 +53,20 @@ def processes(marker: str) -> list[str]:
 
 
 @pytest.mark.heavy
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_a_sweep_that_was_stopped_goes_on_and_a_broken_arm_hides_no_other(tmp_path: Path) -> None:
     model, out, path = tmp_path / "model", tmp_path / "out", tmp_path / "sweep.yaml"
     tokenizer = byte_tokenizer()
     tokenizer.save_pretrained(model)
     save(tiny_model(vocabulary=len(tokenizer)), model)
     arms = {"Base": {"steps": 0}, "Broken": {"tasks.train": {"mine": str(tmp_path / "no.jsonl")}}, "Trained": {}}
-    content = {"recipe": str(ROOT / "recipes/tiny.yaml"), "out": str(out), "arms": arms}
+    rows = tmp_path / "aime25.jsonl"
+    rows.write_text(
+        "".join(json.dumps({"id": i, "problem": f"What is 1+{i}?", "answer": 1 + i}) + "\n" for i in (1, 2))
+    )
+    evaluate = f"--benchmarks aime25 --data aime25={rows} --mode both --repeats 1 --max-turns 2 --max-tokens 2000"
+    evaluate += f" --arm {ROOT / 'recipes/ablations/tiny/arm.yaml'}"
+    content = {"recipe": str(ROOT / "recipes/tiny.yaml"), "out": str(out), "arms": arms, "evaluate": evaluate}
     path.write_text(yaml.safe_dump({**content, "set": {**SMALL, "model.path": str(model)}}))
 
     first = sweep(path)
@@ -76,15 +83,16 @@ def test_a_sweep_that_was_stopped_goes_on_and_a_broken_arm_hides_no_other(tmp_pa
     assert not (out / "table.txt").exists()
 
     second = sweep(path)
-    said, _ = second.communicate(timeout=400)
+    said, _ = second.communicate(timeout=600)
     assert second.returncode == 1 and "3 cells, 1 finished before, 2 to run" in said, said
     assert "failed  broken-s0:" in said and "no such file" in said
-    rows = {row["arm"]: row for row in csv.DictReader((out / "table.csv").open())}
-    assert {name: (row["seeds"], row["seeds_failed"]) for name, row in rows.items()} == {
-        "Base": ("1", "0"),
-        "Broken": ("0", "1"),
-        "Trained": ("1", "0"),
-    }
-    assert all(0 <= float(rows[name]["mean"]) <= 1 for name in ("Base", "Trained"))
+    found = {(row["arm"], row["set"], row["mode"]): row for row in csv.DictReader((out / "table.csv").open())}
+    assert found.keys() == {(arm, "aime25", mode) for arm in arms for mode in ("llm", "sandbox")}
+    for (arm, _, _), row in found.items():
+        assert (row["seeds"], row["seeds_failed"]) == (("0", "1") if arm == "Broken" else ("1", "0"))
+        assert row["mean"] == "" if arm == "Broken" else 0 <= float(row["mean"]) <= 1
+    for cell in ("base-s0", "trained-s0"):
+        assert len((out / cell / "evaluation" / "results.jsonl").read_text().splitlines()) == 4
+    assert (out / "trained-s0" / "model" / "config.json").is_file() and not (out / "base-s0" / "model").exists()
     assert (out / "table.txt").read_text().split("\n")[0] in said
     assert not processes(str(out))
