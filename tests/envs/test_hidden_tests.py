@@ -5,6 +5,7 @@ The image is a miniature made here: a repository with a fault in /testbed, its t
 
 import asyncio
 import json
+import secrets
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -89,11 +90,12 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Any:
         "COPY code_add.py run_tests.sh /testbed/\nCOPY tests /r2e_tests\n"
     )
     client = docker.from_env()
-    built, _ = client.images.build(path=str(folder), tag="sandboxrl/test-r2e:local", rm=True)
+    tag = f"sandboxrl/test-r2e:{secrets.token_hex(4)}"  # another run of these tests may have the same image
+    client.images.build(path=str(folder), tag=tag, rm=True)
     try:
-        yield built.tags[0]
+        yield tag
     finally:
-        client.images.remove(built.id, force=True)
+        client.images.remove(tag)
         client.close()
 
 
