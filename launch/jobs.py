@@ -142,6 +142,8 @@ def _own_cluster() -> Iterator[Cluster]:
         "include_dashboard": True,
         "dashboard_port": None,  # the first free one
         "dashboard_agent_listen_port": 0,
+        # a job whose cluster was killed with this process waits so long for it, and holds its run folder (Ray: 60 s)
+        "_system_config": {"gcs_rpc_server_reconnect_timeout_s": 5},
     }
     with _kept(Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster") as restore:
         cluster = Cluster(initialize_head=True, head_node_args=settings)
