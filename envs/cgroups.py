@@ -5,6 +5,7 @@ is none, `Cgroups.find` says so and the backend holds what can be held without.
 """
 
 import contextlib
+import errno
 import os
 import time
 from collections.abc import Mapping
@@ -14,6 +15,10 @@ from envs.owner import owner_is_dead, owner_of
 from envs.sandbox import Limits, SandboxError
 
 CONTROLLERS = ("memory", "pids", "cpu")
+TOP, MEMBERS = "sandboxrl", "sandboxrl-members"
+"""Version 2 allows no limits below a group that has processes itself, as a login's has. Root then uses the group TOP of
+the machine. The processes of a group that systemd delegated (`systemd-run --user --scope -p Delegate=yes`) move into
+MEMBERS below it."""
 PERIOD_US = 100_000
 PREFIX = "sandboxrl."
 
@@ -100,13 +105,14 @@ class Cgroups:
 
 
 def _parents() -> tuple[dict[str, Path], bool]:
-    """(controller -> this process's own writable group, whether that is version 2)."""
+    """(controller -> a group in which this process may make others, whether that is version 2)."""
     own: dict[str, str] = {}
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         _, names, path = line.split(":", 2)
         for name in names.split(","):
             own[name] = path
     mounts: dict[str, Path] = {}
+    top = Path()
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         fields, _, rest = line.partition(" - ")
         kind, _, options = rest.split(" ", 2)
@@ -114,14 +120,36 @@ def _parents() -> tuple[dict[str, Path], bool]:
         for name in CONTROLLERS if kind == "cgroup" else ("",) if kind == "cgroup2" else ():
             if name in own and (not name or name in options.split(",")):
                 mounts.setdefault(name, Path(point) / os.path.relpath(own[name], root))
+                top = top if name else Path(point)
     legacy = {name: mounts[name] for name in CONTROLLERS if name in mounts and os.access(mounts[name], os.W_OK)}
     if legacy:
         return legacy, False
-    unified = mounts.get("")
-    if unified is None or not os.access(unified, os.W_OK):
+    if "" not in mounts:
         return {}, True
+    group = mounts[""]
+    chains = [[group.parent if group.name == MEMBERS else group]]
+    if os.geteuid() == 0:
+        chains.append([top, top / TOP])
+    for chain in chains:
+        try:
+            for folder in chain:
+                folder.mkdir(exist_ok=True)
+                _allow_limits_below(folder)
+        except OSError:  # read-only, not delegated, without these controllers, or beside processes
+            continue
+        return dict.fromkeys(CONTROLLERS, chain[-1]), True
+    return {}, True
+
+
+def _allow_limits_below(group: Path) -> None:
+    """Raises OSError."""
+    controllers = " ".join(f"+{name}" for name in CONTROLLERS)
     try:
-        (unified / "cgroup.subtree_control").write_text(" ".join(f"+{name}" for name in CONTROLLERS))
-    except OSError:  # not delegated, or this process itself lives in the group, which version 2 forbids
-        return {}, True
-    return dict.fromkeys(CONTROLLERS, unified), True
+        (group / "cgroup.subtree_control").write_text(controllers)
+    except OSError as error:
+        if error.errno != errno.EBUSY or os.getxattr(group, "user.delegate") != b"1":
+            raise
+        (group / MEMBERS).mkdir(exist_ok=True)
+        for pid in (group / "cgroup.procs").read_text().split():
+            (group / MEMBERS / "cgroup.procs").write_text(pid)
+        (group / "cgroup.subtree_control").write_text(controllers)
