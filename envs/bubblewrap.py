@@ -16,6 +16,7 @@ import secrets
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 from contextlib import ExitStack
 from pathlib import Path
@@ -229,10 +230,16 @@ def _arguments(config: SandboxConfig) -> tuple[list[str], list[Placed]]:
         arguments += ["--setenv", name, value]
     files: list[Placed] = []
     if config.rootfs:
-        root = Path(config.rootfs)
+        root = Path(config.rootfs).absolute()
+        for folder in (*reversed(root.parents), root):
+            if folder.is_dir() and not _open_to_sandboxes(folder):
+                raise BackendUnavailable(
+                    f"sandbox.rootfs={config.rootfs}: sandboxes run as an ordinary user, to whom {folder} is closed; "
+                    f"open it with: chmod o+x {folder}"
+                )
         if not (root / "usr/bin/python3").exists() or not (root / "bin/bash").exists():
             raise BackendUnavailable(f"sandbox.rootfs={config.rootfs}: needs /usr/bin/python3 and /bin/bash inside")
-        arguments += _show_root(root.absolute())
+        arguments += _show_root(root)
     else:
         arguments += ["--dir", "/etc", "--dir", "/var", "--symlink", "../tmp", "/var/tmp"]
         for path in (*SYSTEM_FOLDERS, *(f"/etc/{name}" for name in ETC)):
@@ -255,6 +262,11 @@ def _arguments(config: SandboxConfig) -> tuple[list[str], list[Placed]]:
     arguments += ["--size", str(1 << 20), "--tmpfs", "/run"]
     arguments += ["--size", str(tmpfs.testbed), "--tmpfs", WORKDIR, "--chdir", WORKDIR]
     return arguments, files
+
+
+def _open_to_sandboxes(folder: Path) -> bool:
+    """Whether what lies in it can be reached: by anybody where root gives each sandbox a uid, else by this user."""
+    return bool(folder.stat().st_mode & stat.S_IXOTH) if os.geteuid() == 0 else os.access(folder, os.X_OK)
 
 
 def _show_root(root: Path) -> list[str]:

@@ -296,8 +296,8 @@ async def wait_for_start(who: str, references: list[Any]) -> list[Any]:
 
 def raised(what: str, error: RayError) -> Exception:
     """What an error of an actor is here: wrong input stays wrong input, anything else ends the run."""
-    cause = getattr(error, "cause", None)
-    return cause if isinstance(cause, InputError) else RunFailed(f"{what}: {cause(error)}")
+    inner = getattr(error, "cause", None)
+    return inner if isinstance(inner, InputError) else RunFailed(f"{what}: {cause(error)}")
 
 
 def _absolute(path: str) -> str:

@@ -4,6 +4,7 @@ import asyncio
 import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -51,8 +52,9 @@ def rootfs(tmp_path):
     (root / "etc").mkdir(exist_ok=True)
     (root / "etc/origin").write_text("the folder\n")
     (root / "home/someone").mkdir(parents=True)
-    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent, root):
-        folder.chmod(0o755)  # pytest's own are closed to other users
+    for folder in (root, *root.parents):
+        if Path(tempfile.gettempdir()) in folder.parents:
+            folder.chmod(0o755)  # pytest's own are closed to other users
     return root
 
 
@@ -72,6 +74,16 @@ def test_files_that_would_be_hidden_are_an_error(bubblewrap, rootfs):
     (rootfs / "testbed/code.py").write_text("")
     with pytest.raises(InputError, match="testbed"):
         open_backend(SandboxConfig(rootfs=str(rootfs)))
+
+
+def test_a_root_filesystem_folder_must_be_open_to_sandboxes(bubblewrap, rootfs):
+    rootfs.parent.chmod(0o600)
+
+    def refused():
+        with pytest.raises(InputError, match=f"chmod o\\+x {rootfs.parent}"):
+            open_backend(SandboxConfig(rootfs=str(rootfs)))
+
+    bubblewrap.call(refused)
 
 
 def test_a_root_filesystem_folder_needs_a_place_for_name_servers(bubblewrap, rootfs):
