@@ -14,7 +14,6 @@ import os
 import secrets
 import socket
 import struct
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address, IPv4Network
@@ -29,8 +28,6 @@ SUBNET_BITS = 16
 SUBNETS = ("198.18.0.0/16", "198.19.0.0/16", "100.127.0.0/16", "10.213.0.0/16", "172.30.0.0/16", "192.168.0.0/16")
 """The first that this machine has no route into becomes the sandboxes'. None is of the public internet."""
 TRIES = 64
-PORT_S = 20.0
-FORWARDING = "3\n"
 
 NEW_LINK, NEW_ADDRESS, NEW_ROUTE = 16, 20, 24
 REQUEST, ACKNOWLEDGE, EXCLUSIVE, CREATE = 0x1, 0x4, 0x200, 0x400
@@ -92,7 +89,6 @@ class Bridge:
         finally:
             os.close(namespace)
         self._set_up(self._subnet[number])
-        _wait_for_port(f"{PREFIX}{number}")
 
     def _random_numbers(self) -> list[int]:
         return [2 + secrets.randbelow(self._subnet.num_addresses - 3) for _ in range(TRIES)]
@@ -125,17 +121,6 @@ class Bridge:
             _ask(kernel, NEW_ADDRESS, CREATE | EXCLUSIVE, _address(index, address))
             _ask(kernel, NEW_LINK, 0, _link(UP, index))
             _ask(kernel, NEW_ROUTE, CREATE | EXCLUSIVE, route)
-
-
-def _wait_for_port(name: str) -> None:
-    """Until the bridge passes on what comes from a sandbox's port: the kernel gets to it only after the answer that the
-    interface is up, and under load what is sent before is lost. Raises SandboxDied."""
-    port = Path("/sys/class/net", name)
-    deadline = time.monotonic() + PORT_S
-    while (port / "operstate").read_text() != "up\n" or (port / "brport/state").read_text() != FORWARDING:
-        if time.monotonic() > deadline:
-            raise SandboxDied(f"sandbox.network=egress: {name} was not ready within {PORT_S:.0f} s")
-        time.sleep(0.002)
 
 
 def _find_or_make(name: str) -> Bridge:

@@ -32,7 +32,7 @@ SMALL = {
     "learner.max_tokens_per_row": 16384,
     "sandbox.warm": 2,
     "checkpoint.every": 1,
-    "evaluation.every": 0,
+    "evaluation": {"before": False, "every": 0, "after": False},
 }
 
 

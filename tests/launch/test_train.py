@@ -143,15 +143,6 @@ def test_the_baseline_recipe_runs_on_the_small_model_without_sandboxes(tmp_path:
 
 
 @pytest.mark.heavy
-def test_two_learners_two_workers_and_stale_groups(tmp_path: Path, model: str) -> None:
-    summary = train(tmp_path, model, "learner.world_size=2", "num_workers=2", "max_staleness=1", "steps=3")
-    assert summary["status"] == "finished"
-    rows = [row for row in read_jsonl(tmp_path / "run/metrics.jsonl") if "loss" in row]
-    assert max(row["staleness/max"] for row in rows) == 1
-    assert all(row["mismatch/tokens"] > 0 and row["mismatch/logprob_max"] < 1e-3 for row in rows)
-
-
-@pytest.mark.heavy
 def test_nothing_is_left_of_a_run_however_it_is_ended_and_it_goes_on(tmp_path: Path, model: str) -> None:
     """One run, ended three times, continued each time, and in the end finished."""
     metrics = tmp_path / "run/metrics.jsonl"
@@ -163,6 +154,11 @@ def test_nothing_is_left_of_a_run_however_it_is_ended_and_it_goes_on(tmp_path: P
     assert [row["step"] for row in read_jsonl(metrics) if "loss" in row] == list(range(1, done + 2))
 
 
+def heed_ctrl_c() -> None:
+    """A shell starts what it runs in the background deaf to it, and that is inherited."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def ended_by(how: signal.Signals, out: Path, model: str, after: int) -> int:
     """Train, or go on, until step `after` is done, then send the signal. The last step in the run's metrics."""
     marker = f"sandboxrl-test-{os.getpid()}-{how}"
@@ -170,13 +166,15 @@ def ended_by(how: signal.Signals, out: Path, model: str, after: int) -> int:
     with log.open("w") as file:
         words = command(out, model, "steps=50")
         environment = os.environ | {"SANDBOXRL_TEST_MARKER": marker}
-        run = subprocess.Popen(words, cwd=ROOT, stdout=file, stderr=file, env=environment, start_new_session=True)
+        run = subprocess.Popen(
+            words, cwd=ROOT, stdout=file, stderr=file, env=environment, start_new_session=True, preexec_fn=heed_ctrl_c
+        )
     deadline = time.monotonic() + 180
     while not any(row["step"] >= after for row in read_jsonl(metrics)):
         assert run.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
         time.sleep(0.2)
     run.send_signal(how)
-    run.wait(60)
+    assert run.wait(60) != 0
     deadline = time.monotonic() + 10
     while (left := left_behind(marker)) and time.monotonic() < deadline:
         time.sleep(0.5)
@@ -210,7 +208,8 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(
 
 
 @pytest.mark.heavy
-def test_the_coder_recipe_as_a_ray_job_with_sandboxes_of_the_nodes_that_offer_them(tmp_path: Path, model: str) -> None:
+def test_the_coder_recipe_as_a_ray_job_on_two_learners_and_two_workers(tmp_path: Path, model: str) -> None:
+    """With stale groups, and sandboxes of the nodes that offer them."""
     environment = on_path() | {"RAY_AUTH_MODE": "disabled"}  # a cluster of our own, on loopback only
     cluster = subprocess.Popen(
         [sys.executable, "-c", CLUSTER, str(tmp_path / "dashboard")], env=environment, stdin=subprocess.PIPE
@@ -222,7 +221,8 @@ def test_the_coder_recipe_as_a_ray_job_with_sandboxes_of_the_nodes_that_offer_th
             time.sleep(0.2)
         address = (tmp_path / "dashboard").read_text()
         words = ["ray", "job", "submit", "--address", f"http://{address}", "--working-dir", ".", "--"]
-        words += ["recipes/qwen3_coder_30b_a3b.yaml", *command(tmp_path, model, "steps=1", "sandbox.remote=true")[5:]]
+        two = ["learner.world_size=2", "num_workers=2", "max_staleness=1", "steps=3", "sandbox.remote=true"]
+        words += ["recipes/qwen3_coder_30b_a3b.yaml", *command(tmp_path, model, *two)[5:]]
         while True:  # the job server takes a while to find its node's agent
             done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=240)
             if "No available agent" not in done.stderr or time.monotonic() > deadline:
@@ -230,6 +230,9 @@ def test_the_coder_recipe_as_a_ray_job_with_sandboxes_of_the_nodes_that_offer_th
             time.sleep(2)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         assert json.loads((tmp_path / "run/summary.json").read_text())["status"] == "finished"
+        rows = [row for row in read_jsonl(tmp_path / "run/metrics.jsonl") if "loss" in row]
+        assert max(row["staleness/max"] for row in rows) == 1
+        assert all(row["mismatch/tokens"] > 0 and row["mismatch/logprob_max"] < 1e-3 for row in rows)
     finally:
         assert cluster.stdin is not None
         cluster.stdin.close()
@@ -239,7 +242,7 @@ def test_the_coder_recipe_as_a_ray_job_with_sandboxes_of_the_nodes_that_offer_th
 CLUSTER = """
 import pathlib, ray, sys
 found = ray.init(address="local", include_dashboard=True, dashboard_port=0, log_to_driver=False,
-    resources={"sandboxes": 4})
+    resources={"sandboxes": 8})
 part = pathlib.Path(sys.argv[1] + ".part")
 part.write_text(found.dashboard_url)
 part.rename(sys.argv[1])
