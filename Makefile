@@ -15,7 +15,7 @@ train: .venv/.ready
 # twice in one without traces of the first.
 test: .venv/.ready lint
 	@$(RUN) export OMP_NUM_THREADS=1; status=0; \
-	python -m pytest -q -m "not heavy" -n 2 --dist loadfile $(ARGS) || status=1; \
+	python -m pytest -q -m "not heavy" -n 3 --dist loadfile $(ARGS) || status=1; \
 	for file in $$(grep -rl "mark.heavy" tests --include="test_*.py" | sort); do \
 		echo "== $$file"; python -m pytest -q -m heavy $$file $(ARGS) || status=1; \
 	done; exit $$status
