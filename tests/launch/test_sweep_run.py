@@ -59,7 +59,7 @@ def test_a_sweep_that_was_stopped_goes_on_and_a_broken_arm_hides_no_other(tmp_pa
     tokenizer = byte_tokenizer()
     tokenizer.save_pretrained(model)
     save(tiny_model(vocabulary=len(tokenizer)), model)
-    arms = {"Base": {"steps": 0}, "Broken": {"tasks.train": {"mine": str(tmp_path / "no.jsonl")}}, "Trained": {}}
+    arms = {"Trained": {}, "Broken": {"tasks.train": {"mine": str(tmp_path / "no.jsonl")}}}
     rows = tmp_path / "aime25.jsonl"
     rows.write_text(
         "".join(json.dumps({"id": i, "problem": f"What is 1+{i}?", "answer": 1 + i}) + "\n" for i in (1, 2))
@@ -84,15 +84,21 @@ def test_a_sweep_that_was_stopped_goes_on_and_a_broken_arm_hides_no_other(tmp_pa
 
     second = sweep(path)
     said, _ = second.communicate(timeout=600)
-    assert second.returncode == 1 and "3 cells, 1 finished before, 2 to run" in said, said
+    assert second.returncode == 1 and "2 cells, 0 finished before, 2 to run" in said, said
     assert "failed  broken-s0:" in said and "no such file" in said
+    results = out / "trained-s0" / "evaluation" / "results.jsonl"
+    assert len(results.read_text().splitlines()) == 4
+    table, when = (out / "table.csv").read_text(), results.stat().st_mtime_ns
+
+    third = sweep(path)
+    said, _ = third.communicate(timeout=600)
+    assert third.returncode == 1 and "2 cells, 1 finished before, 1 to run" in said, said
+    assert (out / "table.csv").read_text() == table and results.stat().st_mtime_ns == when
     found = {(row["arm"], row["set"], row["mode"]): row for row in csv.DictReader((out / "table.csv").open())}
     assert found.keys() == {(arm, "aime25", mode) for arm in arms for mode in ("llm", "sandbox")}
     for (arm, _, _), row in found.items():
         assert (row["seeds"], row["seeds_failed"]) == (("0", "1") if arm == "Broken" else ("1", "0"))
         assert row["mean"] == "" if arm == "Broken" else 0 <= float(row["mean"]) <= 1
-    for cell in ("base-s0", "trained-s0"):
-        assert len((out / cell / "evaluation" / "results.jsonl").read_text().splitlines()) == 4
-    assert (out / "trained-s0" / "model" / "config.json").is_file() and not (out / "base-s0" / "model").exists()
+    assert (out / "trained-s0" / "model" / "config.json").is_file()
     assert (out / "table.txt").read_text().split("\n")[0] in said
     assert not processes(str(out))
