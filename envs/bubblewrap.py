@@ -25,7 +25,7 @@ from envs import network, seccomp
 from envs.cgroups import Cgroups
 from envs.links import Bridge
 from envs.sandbox import WORKDIR, BackendUnavailable, Sandbox, SandboxConfig, SandboxDied, TmpfsSizes
-from envs.wire import EXECUTOR, HELLO_S, Box, new_id
+from envs.wire import EXECUTOR, HELLO_S, Box, executor_options, new_id
 
 HOME = "/home/user"
 INSIDE_UID = 1000
@@ -157,16 +157,7 @@ class Bubblewrap:
         }
 
     def _executor_command(self) -> list[str]:
-        limits = self._config.limits
-        bounds = {
-            "processes": limits.processes,
-            "open_files": limits.open_files,
-            "file_bytes": limits.file_bytes,
-            "core_bytes": 0,
-        }
-        if not self._cgroups:
-            bounds["memory_bytes"] = limits.memory_bytes
-        options = [word for name, bound in bounds.items() for word in ("--limit", f"{name}={bound}")]
+        options = executor_options(self._config.limits, watch_memory=not self._cgroups)
         return ["/usr/bin/python3", "-I", "-S", EXECUTOR_PATH, *options]
 
     def _spawn(self, command: list[str]) -> tuple[subprocess.Popen[bytes], socket.socket, int]:

@@ -24,7 +24,7 @@ from typing import Any
 from envs import network, seccomp
 from envs.owner import owner_is_dead, owner_of
 from envs.sandbox import WORKDIR, BackendUnavailable, Sandbox, SandboxConfig, SandboxDied, TmpfsSizes
-from envs.wire import EXECUTOR, HELLO_S, Box, new_id
+from envs.wire import EXECUTOR, HELLO_S, Box, executor_options, new_id
 
 LABEL = "sandboxrl"
 OWNER_LABEL = "sandboxrl.owner"
@@ -236,15 +236,7 @@ class Docker:
         labels = (await self.inspect(image))["Config"].get("Labels") or {}
         if labels.get(WORKDIR_LABEL) == "tmpfs":
             mounts[WORKDIR] = f"size={tmpfs.testbed},exec,mode=755"
-        bounds = {
-            "processes": limits.processes,
-            "open_files": limits.open_files,
-            "file_bytes": limits.file_bytes,
-            "core_bytes": 0,
-        }
-        if not self._grouped:
-            bounds["memory_bytes"] = limits.memory_bytes
-        options = [word for name, bound in bounds.items() for word in ("--limit", f"{name}={bound}")]
+        options = executor_options(limits, watch_memory=not self._grouped)
         profile = f"{folder}/seccomp.json" if self._podman else self._profile
         program = ["python3", "-I", "-S", f"{INSIDE}/executor.py", "--connect", f"{INSIDE}/socket", *options]
         return {

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from envs import executor
 from envs.executor import FRAME, MAX_HEADER, MAX_PAYLOAD, RECORD, pack, unpack_header
-from envs.sandbox import WORKDIR, ExecResult, FileRefused, SandboxDied
+from envs.sandbox import WORKDIR, ExecResult, FileRefused, Limits, SandboxDied
 
 EXECUTOR = Path(executor.__file__).read_bytes()
 """The program itself, sent into each sandbox: a sandbox needs no access to this project's files."""
@@ -34,6 +34,19 @@ Fields = dict[bytes, bytes]
 def new_id() -> str:
     """A name for a sandbox that no other sandbox of any run has."""
     return secrets.token_hex(8)
+
+
+def executor_options(limits: Limits, watch_memory: bool) -> list[str]:
+    """Bounds that the executor sets for itself and what it runs; `watch_memory` where no control group limits it."""
+    bounds = {
+        "processes": limits.processes,
+        "open_files": limits.open_files,
+        "file_bytes": limits.file_bytes,
+        "core_bytes": 0,
+    }
+    if watch_memory:
+        bounds["memory_bytes"] = limits.memory_bytes
+    return [word for name, bound in bounds.items() for word in ("--limit", f"{name}={bound}")]
 
 
 class Box:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from data.errors import InputError, one_line
+from data.errors import InputError
 from data.prompt import load_arm
 from data.task import Task
 from envs.policy import EngineLost
@@ -158,7 +158,7 @@ class RayWorkers:
             if self._handles[worker] is not dead:
                 return
             self._num_replaced[worker] += 1
-            reason = one_line(error)
+            reason = cause(error)
             if self._num_replaced[worker] > MAX_REPLACEMENTS_IN_A_ROW:
                 raise RunFailed(f"rollout worker {worker} keeps dying: {reason}")
             self._log.say(f"  rollout worker {worker} is lost and replaced: {reason}")

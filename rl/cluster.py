@@ -17,7 +17,12 @@ from data.errors import InputError
 
 GUARD = """
 import os, signal, sys
-held = [os.pidfd_open(int(pid)) for pid in sys.argv[1:]]
+held = []
+for pid in sys.argv[1:]:
+    try:
+        held.append(os.pidfd_open(int(pid)))
+    except ProcessLookupError:
+        pass
 sys.stdin.read()
 for process in held:
     try:
@@ -69,7 +74,11 @@ def guard_descendants() -> None:
 
 
 def _descendants(pid: int) -> list[int]:
-    children = [int(word) for task in Path(f"/proc/{pid}/task").glob("*/children") for word in task.read_text().split()]
+    try:
+        tasks = [task.read_text() for task in Path(f"/proc/{pid}/task").glob("*/children")]
+    except (FileNotFoundError, ProcessLookupError):  # it, or one of its threads, has ended just now
+        return []
+    children = [int(word) for text in tasks for word in text.split()]
     return children + [further for child in children for further in _descendants(child)]
 
 
