@@ -195,6 +195,7 @@ def engine_arguments(model: str) -> dict[str, Any]:
         "max_model_len": CONFIG.max_model_len,
         "max_num_seqs": CONFIG.max_num_seqs,
         "kv_cache_memory_bytes": 256 << 20,
+        "block_size": 32,
         "enforce_eager": True,
         "skip_tokenizer_init": True,
         "disable_log_stats": True,

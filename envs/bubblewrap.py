@@ -10,6 +10,7 @@ its own.
 """
 
 import asyncio
+import json
 import os
 import re
 import secrets
@@ -95,13 +96,14 @@ class Bubblewrap:
                 "use sandbox.backend=docker"
             )
         identity = new_id()
-        process, stream, errors = self._spawn(self._executor_command())
+        process, stream, errors, born = self._spawn(self._executor_command())
         try:
             stream.setblocking(False)
             reader, writer = await asyncio.open_connection(sock=stream)
         except BaseException:
             stream.close()
             os.close(errors)
+            os.close(born)
             await _end(process)
             raise
 
@@ -112,7 +114,7 @@ class Bubblewrap:
 
         box = Box(identity, reader, writer, end, self._config.limits.output_bytes, self._config.persist_shell)
         try:
-            await asyncio.gather(box.hello(), self._settle(identity, process))
+            await asyncio.gather(box.hello(), self._settle(identity, born))
         except BaseException as error:
             await box.close()
             if isinstance(error, SandboxDied):
@@ -120,25 +122,29 @@ class Bubblewrap:
             raise
         finally:
             os.close(errors)
+            os.close(born)
         return box
 
     async def close(self) -> None:
         """Nothing is held between sandboxes."""
 
-    async def _settle(self, identity: str, process: subprocess.Popen[bytes]) -> None:
-        """Move PID 1, bwrap's one child, into its group and give it its network while its interpreter starts: moving
-        takes 10 ms. It has no children before its first command. Raises SandboxDied."""
+    async def _settle(self, identity: str, born: int) -> None:
+        """Move PID 1 into its group and give it its network while its interpreter starts: moving takes 10 ms. It has no
+        children before its first command. `born` is where bwrap tells which process it is. Raises SandboxDied."""
         if self._cgroups is None and self._bridge is None:
             return
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        said = b""
         try:
-            while not (child := children.read_text().strip()):
-                await asyncio.sleep(0.001)
+            while part := await _read(born):
+                said += part
+            if not said:
+                return  # bwrap has failed, which `hello` reports with what it said
+            child = json.loads(said)["child-pid"]
             if self._bridge:
-                await self._bridge.attach(int(child))
+                await self._bridge.attach(child)
             if self._cgroups:
-                await asyncio.to_thread(self._cgroups.add, identity, int(child))
-        except OSError as error:
+                await asyncio.to_thread(self._cgroups.add, identity, child)
+        except (OSError, ValueError) as error:
             raise SandboxDied(f"sandbox {identity} could not be set up: {error}") from error
 
     def describe_limits(self) -> dict[str, str]:
@@ -160,16 +166,19 @@ class Bubblewrap:
         options = executor_options(self._config.limits, watch_memory=not self._cgroups)
         return ["/usr/bin/python3", "-I", "-S", EXECUTOR_PATH, *options]
 
-    def _spawn(self, command: list[str]) -> tuple[subprocess.Popen[bytes], socket.socket, int]:
-        """Start `command` as PID 1 of a new sandbox: the process of bwrap, our end of its standard input, and what it
-        says on standard error. Called in the event loop's thread: the kernel sends the parent-death signal when the
-        THREAD that forked ends, so a worker thread would take its sandboxes with it."""
+    def _spawn(self, command: list[str]) -> tuple[subprocess.Popen[bytes], socket.socket, int, int]:
+        """Start `command` as PID 1 of a new sandbox: the process of bwrap, our end of its standard input, what it says
+        on standard error, and a pipe on which it tells of its child. Called in the event loop's thread: the kernel
+        sends the parent-death signal when the THREAD that forked ends, so a worker thread would take its sandboxes with
+        it."""
         with ExitStack() as stack:
             ours, theirs = socket.socketpair()
             stack.callback(theirs.close)
             errors = os.memfd_create("stderr")
-            arguments = list(self._arguments)
-            passed = []
+            born, told = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+            stack.callback(os.close, told)
+            arguments = [*self._arguments, "--info-fd", str(told)]
+            passed = [told]
             for data, options in [*self._files, _file(EXECUTOR_PATH, self._executor)]:
                 descriptor = os.memfd_create("data")
                 stack.callback(os.close, descriptor)
@@ -190,12 +199,13 @@ class Bubblewrap:
             except OSError as error:
                 ours.close()
                 os.close(errors)
+                os.close(born)
                 raise SandboxDied(f"cannot start bwrap: {error}") from error
-        return process, ours, errors
+        return process, ours, errors, born
 
     def _compile(self) -> bytes:
         """The executor, compiled inside a first sandbox; which also shows whether this machine can start one."""
-        process, stream, errors = self._spawn(["/usr/bin/python3", "-I", "-S", "-c", COMPILE])
+        process, stream, errors, born = self._spawn(["/usr/bin/python3", "-I", "-S", "-c", COMPILE])
         try:
             with stream:
                 stream.settimeout(HELLO_S)
@@ -204,6 +214,7 @@ class Bubblewrap:
                 raise BackendUnavailable(_mend(_said(errors)))
         finally:
             os.close(errors)
+            os.close(born)
         return compiled
 
 
@@ -343,6 +354,18 @@ def _said(errors: int) -> str:
     """The last of what bwrap or the executor said on standard error."""
     size = os.fstat(errors).st_size
     return os.pread(errors, 2000, max(0, size - 2000)).decode("utf-8", "replace").strip() or "no message"
+
+
+async def _read(pipe: int) -> bytes:
+    """The next bytes of a pipe that does not block, b"" at its end."""
+    loop = asyncio.get_running_loop()
+    readable = asyncio.Event()
+    loop.add_reader(pipe, readable.set)
+    try:
+        await readable.wait()
+    finally:
+        loop.remove_reader(pipe)
+    return os.read(pipe, 4096)
 
 
 async def _end(process: subprocess.Popen[bytes]) -> None:

@@ -18,23 +18,23 @@ that id; the first frame is `ready=1`.
 
 End of file on the stream is the lease: PID 1 ends and the kernel ends everything in the namespace.
 
-Any Python from 3.9 on runs it, as the image has it. It imports the smallest modules of the standard library, all at the
-start: start-up time and memory are paid once per sandbox, and a command may delete the interpreter's own files. It
-refuses to run unless it is PID 1 of a pid namespace of its own: its `kill(-1)` anywhere else would end every process of
-the machine.
+Any Python from 3.9 on runs it, as the image has it. It imports the smallest modules of the standard library (`posix`
+is what `os` is made of), all at the start: start-up time and memory are paid once per sandbox, and a command may delete
+the interpreter's own files. It refuses to run unless it is PID 1 of a pid namespace of its own: its `kill(-1)` anywhere
+else would end every process of the machine.
 """
 
 from __future__ import annotations
 
 import _signal
 import errno
-import os
+import posix
 import resource
 import select
-import stat
 import struct
 import sys
 import time
+from _stat import S_ISDIR, S_ISREG
 
 FRAME = struct.Struct(">II")
 RECORD = struct.Struct(">IQQ")
@@ -65,7 +65,7 @@ SAVE_STATE = b'trap \'{ builtin printf "%%s\\0" "$PWD"; /usr/bin/env -0; } >&%d 
 def in_own_pid_namespace() -> bool:
     """True only as PID 1 of a pid namespace that is not the machine's own."""
     try:
-        return os.getpid() == 1 and os.readlink("/proc/self/ns/pid") != INITIAL_PID_NAMESPACE
+        return posix.getpid() == 1 and posix.readlink("/proc/self/ns/pid") != INITIAL_PID_NAMESPACE
     except OSError:
         return False
 
@@ -75,7 +75,7 @@ def nuke() -> None:
     if not in_own_pid_namespace():
         raise RuntimeError("not PID 1 of an own pid namespace")
     try:
-        os.kill(-1, _signal.SIGKILL)
+        posix.kill(-1, _signal.SIGKILL)
     except ProcessLookupError:
         pass
 
@@ -168,7 +168,7 @@ def stat_fields(pid: int) -> list[bytes]:
 def live_processes() -> dict[int, tuple[int, int]]:
     """pid -> (parent, start time) of every live process but PID 1."""
     found = {}
-    for name in os.listdir("/proc"):
+    for name in posix.listdir("/proc"):
         if not name.isdigit() or name == "1":
             continue
         try:
@@ -200,25 +200,32 @@ def proportional_bytes(pid: int) -> int:
     return resident_bytes(pid)
 
 
+def is_folder(path: bytes) -> bool:
+    try:
+        return S_ISDIR(posix.stat(path).st_mode)
+    except OSError:
+        return False
+
+
 def open_folder(path: bytes, make: bool) -> tuple[int, bytes]:
     """(descriptor of the folder that holds `path`, last name): no component may be a link."""
     parts = [part for part in path.split(b"/") if part not in (b"", b".")]
     if not path.startswith(b"/") or not parts or b".." in parts:
         raise OSError(errno.EINVAL, "not an absolute path of a file without '..'")
-    flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-    folder = os.open("/", flags)
+    flags = posix.O_PATH | posix.O_DIRECTORY | posix.O_NOFOLLOW | posix.O_CLOEXEC
+    folder = posix.open("/", flags)
     try:
         for part in parts[:-1]:
             if make:
                 try:
-                    os.mkdir(part, 0o755, dir_fd=folder)
+                    posix.mkdir(part, 0o755, dir_fd=folder)
                 except FileExistsError:
                     pass
-            inner = os.open(part, flags, dir_fd=folder)
-            os.close(folder)
+            inner = posix.open(part, flags, dir_fd=folder)
+            posix.close(folder)
             folder = inner
     except BaseException:
-        os.close(folder)
+        posix.close(folder)
         raise
     return folder, parts[-1]
 
@@ -227,13 +234,21 @@ def open_file(path: bytes, flags: int, make: bool = False) -> int:
     """A descriptor of the regular file `path`: never follows a link, never waits for a FIFO or a device."""
     folder, name = open_folder(path, make)
     try:
-        file = os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, 0o644, dir_fd=folder)
+        file = posix.open(
+            name, flags | posix.O_NOFOLLOW | posix.O_NONBLOCK | posix.O_NOCTTY | posix.O_CLOEXEC, 0o644, dir_fd=folder
+        )
     finally:
-        os.close(folder)
-    if not stat.S_ISREG(os.fstat(file).st_mode):
-        os.close(file)
+        posix.close(folder)
+    if not S_ISREG(posix.fstat(file).st_mode):
+        posix.close(file)
         raise OSError(errno.EINVAL, "not a regular file")
     return file
+
+
+def write_at(file: int, data: bytes | memoryview, offset: int) -> None:
+    while data:
+        written = posix.pwrite(file, data, offset)
+        data, offset = data[written:], offset + written
 
 
 class Executor:
@@ -248,15 +263,15 @@ class Executor:
         self.memory_bytes = memory_bytes  # 0: the kernel limits it
         self.watch_at = 0.0
         self.environment = dict(DEFAULT_ENVIRONMENT)
-        self.environment.update(os.environb)
+        self.environment.update(posix.environ)
         self.shell_cwd = WORKDIR
         self.shell_environment: dict[bytes, bytes] = {}
         self.poll = select.poll()
         self.poll.register(stream, select.POLLIN)
-        os.set_blocking(stream, False)
-        self.wake, waker = os.pipe()
-        os.set_blocking(self.wake, False)
-        os.set_blocking(waker, False)
+        posix.set_blocking(stream, False)
+        self.wake, waker = posix.pipe()
+        posix.set_blocking(self.wake, False)
+        posix.set_blocking(waker, False)
         self.poll.register(self.wake, select.POLLIN)
         _signal.signal(_signal.SIGCHLD, lambda *_: None)
         _signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
@@ -267,7 +282,7 @@ class Executor:
         data = memoryview(pack(fields, payload))
         while data:
             try:
-                data = data[os.write(self.stream, data) :]
+                data = data[posix.write(self.stream, data) :]
             except BlockingIOError:
                 waiter = select.poll()
                 waiter.register(self.stream, select.POLLOUT)
@@ -283,7 +298,7 @@ class Executor:
                     if not self.receive():
                         return
                 elif descriptor == self.wake:
-                    os.read(descriptor, 4096)
+                    posix.read(descriptor, 4096)
                     child = True
                 else:
                     self.drain(descriptor)
@@ -304,7 +319,7 @@ class Executor:
     def receive(self) -> bool:
         """Take what the host sent; False at the end of the stream or of the protocol."""
         try:
-            data = os.read(self.stream, 1 << 20)
+            data = posix.read(self.stream, 1 << 20)
         except BlockingIOError:
             return True
         except ConnectionResetError:
@@ -348,18 +363,18 @@ class Executor:
 
     def op_read(self, identity: bytes, fields: dict[bytes, bytes], payload: bytes) -> None:
         limit = int(fields[b"max"])
-        file = open_file(fields[b"path"], os.O_RDONLY)
+        file = open_file(fields[b"path"], posix.O_RDONLY)
         try:
-            if os.fstat(file).st_size > limit:
+            if posix.fstat(file).st_size > limit:
                 raise OSError(errno.EFBIG, f"larger than {limit} bytes")
             data = bytearray()
             while len(data) <= limit:
-                part = os.read(file, min(1 << 20, limit + 1 - len(data)))
+                part = posix.read(file, min(1 << 20, limit + 1 - len(data)))
                 if not part:
                     break
                 data += part
         finally:
-            os.close(file)
+            posix.close(file)
         if len(data) > limit:
             raise OSError(errno.EFBIG, f"larger than {limit} bytes")
         self.send({b"id": identity}, bytes(data))
@@ -374,15 +389,13 @@ class Executor:
                 raise ValueError("record longer than its frame")
             path, data, rest = bytes(rest[:path_size]), rest[path_size : path_size + size], rest[path_size + size :]
             try:
-                file = open_file(path, os.O_WRONLY | os.O_CREAT, make=True)
+                file = open_file(path, posix.O_WRONLY | posix.O_CREAT, make=True)
                 try:
                     if not offset:
-                        os.ftruncate(file, 0)
-                    while data:
-                        written = os.pwrite(file, data, offset)
-                        data, offset = data[written:], offset + written
+                        posix.ftruncate(file, 0)
+                    write_at(file, data, offset)
                 finally:
-                    os.close(file)
+                    posix.close(file)
             except OSError as error:
                 where = path.decode("utf-8", "replace")
                 raise OSError(error.errno, f"{error.strerror}: {where}") from error
@@ -394,7 +407,7 @@ class Executor:
         if fields[b"persist"] == b"1":
             environment.update(self.shell_environment)
             save = cwd == WORKDIR  # a command that names its folder leaves the shell's own alone
-            if save and os.path.isdir(self.shell_cwd):
+            if save and is_folder(self.shell_cwd):
                 cwd = self.shell_cwd
         for name, value in fields.items():
             if name.startswith(b"env."):
@@ -415,7 +428,7 @@ class Executor:
         """End everything when a new command could hardly start a process: what a fork bomb leaves behind would make
         every later command wait (bash retries a fork for 15 s)."""
         most = self.processes * 7 // 8 if self.commands else self.processes // 2
-        if sum(name.isdigit() for name in os.listdir("/proc")) < most:
+        if sum(name.isdigit() for name in posix.listdir("/proc")) < most:
             return False
         nuke()
         return True
@@ -427,40 +440,38 @@ class Executor:
         if b"\0" in script:
             return "bash: the command contains a NUL byte\n"
         try:
-            os.chdir(cwd)
+            posix.chdir(cwd)
         except OSError as error:
             return f"bash: cd: {cwd.decode(errors='replace')}: {error.strerror}\n"
         environment[b"PWD"] = cwd
-        actions: list[tuple[object, ...]] = [(os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0)]
+        actions: list[tuple[object, ...]] = [(posix.POSIX_SPAWN_OPEN, 0, "/dev/null", posix.O_RDONLY, 0)]
         ours: list[int] = []
         theirs: list[int] = []
         try:
             for target in (1, 2):
-                reader, writer = os.pipe()
+                reader, writer = posix.pipe()
                 ours.append(reader)
                 theirs.append(writer)
-                os.set_blocking(reader, False)
-                actions.append((os.POSIX_SPAWN_DUP2, writer, target))
+                posix.set_blocking(reader, False)
+                actions.append((posix.POSIX_SPAWN_DUP2, writer, target))
             if save:
-                command.state = os.memfd_create("state")
-                actions.append((os.POSIX_SPAWN_DUP2, command.state, STATE_FD))
+                command.state = posix.memfd_create("state")
+                actions.append((posix.POSIX_SPAWN_DUP2, command.state, STATE_FD))
                 script = SAVE_STATE + script
             arguments: list[str | bytes] = [BASH, "-c", script]
             if len(script) > INLINE_COMMAND:
-                theirs.append(os.memfd_create("command"))
-                with open(theirs[-1], "wb", closefd=False) as file:
-                    file.write(script)
-                os.lseek(theirs[-1], 0, os.SEEK_SET)
-                actions.append((os.POSIX_SPAWN_DUP2, theirs[-1], COMMAND_FD))
+                theirs.append(posix.memfd_create("command"))
+                write_at(theirs[-1], script, 0)
+                actions.append((posix.POSIX_SPAWN_DUP2, theirs[-1], COMMAND_FD))
                 arguments = [BASH, f"/dev/fd/{COMMAND_FD}"]
             command.pid = self.spawn_bash(arguments, environment, actions)
         except OSError as error:
             for descriptor in ours:
-                os.close(descriptor)
+                posix.close(descriptor)
             return f"bash: cannot start: {error.strerror}\n"
         finally:
             for descriptor in theirs:
-                os.close(descriptor)
+                posix.close(descriptor)
         self.commands[command.pid] = command
         if self.memory_bytes and not self.watch_at:
             self.watch_at = time.monotonic() + WATCH_MEMORY_S
@@ -476,7 +487,7 @@ class Executor:
         """A new bash that the out-of-memory killer takes before PID 1. A sandbox full of processes is cleared."""
         for attempt in range(20):
             try:
-                pid = os.posix_spawn(
+                pid = posix.posix_spawn(
                     BASH,
                     arguments,
                     environment,
@@ -509,7 +520,7 @@ class Executor:
         index, command = self.pipes[descriptor]
         for _ in range(16):
             try:
-                data = os.read(descriptor, 65536)
+                data = posix.read(descriptor, 65536)
             except BlockingIOError:
                 return
             if not data:
@@ -520,19 +531,19 @@ class Executor:
     def drop_pipe(self, descriptor: int) -> None:
         self.poll.unregister(descriptor)
         self.pipes.pop(descriptor)[1].pipes.remove(descriptor)
-        os.close(descriptor)
+        posix.close(descriptor)
 
     def reap(self) -> None:
         while True:
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
+                pid, status = posix.waitpid(-1, posix.WNOHANG)
             except ChildProcessError:
                 return
             if not pid:
                 return
             command = self.commands.get(pid)
             if command:
-                command.exit = os.waitstatus_to_exitcode(status)
+                command.exit = posix.waitstatus_to_exitcode(status)
                 command.ended = time.monotonic()
 
     def watch_memory(self) -> None:
@@ -550,7 +561,7 @@ class Executor:
             largest = max(sizes, key=lambda pid: sizes[pid])
             del sizes[largest]
             try:
-                os.kill(largest, _signal.SIGKILL)
+                posix.kill(largest, _signal.SIGKILL)
             except ProcessLookupError:
                 pass
 
@@ -587,7 +598,7 @@ class Executor:
             if ancestor in others:
                 continue
             try:
-                os.kill(pid, number)
+                posix.kill(pid, number)
                 signalled += 1
             except ProcessLookupError:
                 pass
@@ -599,7 +610,7 @@ class Executor:
             self.drain(descriptor)
         if command.state >= 0:
             self.load_state(command.state)
-            os.close(command.state)
+            posix.close(command.state)
         assert command.exit is not None
         outputs = [kept.both() for kept in command.kept]
         self.send(
@@ -626,8 +637,7 @@ class Executor:
 
     def load_state(self, descriptor: int) -> None:
         """Take over the working directory and exported variables a persistent shell left. Anything else is ignored."""
-        os.lseek(descriptor, 0, os.SEEK_SET)
-        data = os.read(descriptor, MAX_STATE)
+        data = posix.pread(descriptor, MAX_STATE, 0)
         cwd, *variables = data.split(b"\0")[:-1] or [b""]
         if not cwd.startswith(b"/") or len(data) == MAX_STATE:
             return
@@ -677,14 +687,14 @@ def main(arguments: list[str]) -> None:
         else:
             sys.exit("executor: unknown option " + word)
     if stream == 0:
-        stream = os.dup(0)
-        os.set_inheritable(stream, False)
-        null = os.open("/dev/null", os.O_RDWR)
+        stream = posix.dup(0)
+        posix.set_inheritable(stream, False)
+        null = posix.open("/dev/null", posix.O_RDWR)
         for standard in (0, 1):
-            os.dup2(null, standard)
+            posix.dup2(null, standard)
     hide_from_commands()
     Executor(stream, processes, memory_bytes).run()
-    os._exit(0)  # without the interpreter's own end: the kernel ends the rest
+    posix._exit(0)  # without the interpreter's own end: the kernel ends the rest
 
 
 if __name__ == "__main__":

@@ -312,6 +312,8 @@ class VllmEngine:
             seed=config.seed,
             max_model_len=config.max_model_len,
             max_num_seqs=config.max_num_seqs,
+            # A turn computes what the cache does not hold of it, up to a block: the smallest that CPU attention knows.
+            block_size=32 if cpu else None,
             kv_cache_memory_bytes=config.kv_cache_bytes or (256 << 20 if cpu else None),
             gpu_memory_utilization=config.gpu_memory_utilization,
             tensor_parallel_size=config.tensor_parallel_size,
