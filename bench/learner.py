@@ -8,7 +8,7 @@ two ranks is in wall seconds, best of the repeats, and means something on a quie
 |---|---|---|
 | logprob_peak_mb, logprob_cpu_s | log-probabilities of the trained tokens, in chunks | full logits of every token |
 | packed_tokens_per_cpu_s | rows of whole trajectories | the same trajectories padded, four at a time |
-| update_tokens_per_cpu_s | `LearnerCore.update` | padded, full logits, AdamW, as one would write it |
+| update_tokens_per_cpu_s | `Learner.update` | padded, full logits, AdamW, as one would write it |
 | two_ranks_speedup | two ranks against one | limit: the number of cores, at most 2 |
 
 Where torch sees a GPU, `qwen3_4b_*` measure the shapes of Qwen3-4B with random weights on one GPU: tokens a second and
@@ -37,7 +37,7 @@ from bench.report import measure, write_report
 from envs.trajectory import StopReason, Tokens, Trajectory
 from rl.batch import LearnerConfig, build_batch
 from rl.grpo import LossConfig
-from rl.learner import LearnerCore
+from rl.learner import Learner
 from rl.model import SelectedLogprobs, load_policy
 from rl.weights import free_port
 
@@ -166,7 +166,7 @@ def run_plain_update(folder: str, group: list[Trajectory], repeats: int) -> dict
 def run_update(
     folder: str, config: LearnerConfig, rank: int, address: str, group: list[Trajectory], repeats: int
 ) -> dict[str, float]:
-    core = LearnerCore(rank, config)
+    core = Learner(rank, config)
     core.setup(address, folder, LossConfig())
     steps = build_batch([group], LossConfig(), config, 0).of_rank(rank)
     if core.device.type == "cuda":

@@ -19,6 +19,7 @@ import math
 import re
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -40,6 +41,18 @@ _PROBE_TOOL = {
         "parameters": {"type": "object", "properties": {"value": {"type": "string"}}, "required": ["value"]},
     },
 }
+
+
+def load_tokenizer(folder: str | Path) -> Any:
+    """The tokenizer of a Hugging Face folder, just as its tokenizer.json says. `AutoTokenizer` would import torch and
+    every model there is, which takes 4 s; it is left to folders that have no such file."""
+    if (Path(folder) / "tokenizer.json").is_file():
+        from transformers import PreTrainedTokenizerFast
+
+        return PreTrainedTokenizerFast.from_pretrained(folder)
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder)
 
 
 class ChatFormat:

@@ -21,11 +21,11 @@ from data.prompt import load_arm
 from data.task import Task
 from envs.policy import EngineLost
 from envs.trajectory import StopReason, Tokens, Trajectory
-from rl.batch import Batch
+from rl.batch import Batch, LearnerConfig
+from rl.checkpoint import LEARNER
 from rl.cluster import cause
 from rl.config import Recipe
 from rl.engine import on_cpu, weight_backend, worker_environment
-from rl.learner import FOLDER, Learner, learner_environment
 from rl.metrics import Log
 from rl.trainer import Group, RunFailed
 from rl.worker import RolloutWorker
@@ -200,6 +200,19 @@ class RayWorkers:
         await wait_for_start("rollout workers", references)
 
 
+@ray.remote
+class LearnerRank:
+    """An `rl.learner.Learner` in a process of its own, the only one that imports torch: that takes seconds."""
+
+    def __init__(self, rank: int, config: LearnerConfig) -> None:
+        from rl.learner import Learner
+
+        self._learner = Learner(rank, config)
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        return getattr(self._learner, method)(*arguments)
+
+
 class RayLearners:
     """The learner ranks as one."""
 
@@ -215,25 +228,27 @@ class RayLearners:
         """Load the model, and the state of `checkpoint` where one is given."""
         config, on_gpu = self._recipe.learner, self._recipe.learner.device != "cpu" and not on_cpu()
         options = {"num_cpus": int(on_gpu), "num_gpus": int(on_gpu)}
-        environment = {"env_vars": learner_environment(config)}
+        environment = {"env_vars": {"OMP_NUM_THREADS": str(config.threads), "TOKENIZERS_PARALLELISM": "false"}}
         self._ranks = [
-            Learner.options(**options, runtime_env=environment).remote(rank, config)
+            LearnerRank.options(**options, runtime_env=environment).remote(rank, config)
             for rank in range(config.world_size)
         ]
-        [address] = await wait_for_start("learners", [self._ranks[0].address.remote()])
+        [address] = await wait_for_start("learners", [self._ranks[0].call.remote("address")])
         recipe = self._recipe
         starting = [
-            rank.setup.remote(address, self._model_dir, recipe.loss, recipe.sampling.temperature)
+            rank.call.remote("setup", address, self._model_dir, recipe.loss, recipe.sampling.temperature)
             for rank in self._ranks
         ]
         await wait_for_start("learners", starting)
         if checkpoint:
-            await self._all([rank.load.remote(checkpoint) for rank in self._ranks])
+            await self._all([rank.call.remote("load", checkpoint) for rank in self._ranks])
         self._version = version
 
     async def update(self, batch: Batch) -> Mapping[str, float]:
         async with self._busy:
-            stats = await self._all([r.update.remote(batch.of_rank(i), batch.probe) for i, r in enumerate(self._ranks)])
+            stats = await self._all(
+                [r.call.remote("update", batch.of_rank(i), batch.probe) for i, r in enumerate(self._ranks)]
+            )
             self._version += 1
         return dict(stats[0])
 
@@ -243,8 +258,8 @@ class RayLearners:
         workers.give_weights = self._give
 
     async def save(self, path: str) -> None:
-        await self._all([rank.save.remote(path) for rank in self._ranks])
-        if not (Path(path) / FOLDER / ".metadata").is_file():
+        await self._all([rank.call.remote("save", path) for rank in self._ranks])
+        if not (Path(path) / LEARNER / ".metadata").is_file():
             raise RunFailed(f"what the learners saved in {path} is not seen here: `out` must be on a folder they share")
 
     async def stop(self) -> None:
@@ -258,7 +273,9 @@ class RayLearners:
         async with self._busy:
             lost = await self._all(
                 [
-                    rank.publish.remote(workers, self._version, weight_backend(engine), self._recipe.name, dtype)
+                    rank.call.remote(
+                        "publish", workers, self._version, weight_backend(engine), self._recipe.name, dtype
+                    )
                     for rank in self._ranks
                 ]
             )

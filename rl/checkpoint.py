@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from data.errors import InputError
 
+LEARNER = "learner"
 STATE = "trainer.json"
 HALF = ".partial"
 

@@ -1,10 +1,10 @@
 """One rank of the learner: sharded weights, AdamW, one update per batch of packed rows.
 
-    core = LearnerCore(rank, config)
-    core.setup(address, model_dir, loss, temperature)      every rank; address = rank 0's address()
-    stats = core.update(batch.of_rank(rank))               every rank; the numbers are those of all ranks
+    learner = Learner(rank, config)
+    learner.setup(address, model_dir, loss, temperature)      every rank; address = rank 0's address()
+    stats = learner.update(batch.of_rank(rank))               every rank; the numbers are those of all ranks
 
-`Learner` is the same as a Ray actor. Every method but `address` is a collective: all ranks call it, in the same order.
+Every method but `address` is a collective: all ranks call it, in the same order.
 All numbers of the loss come with the rows (rl.batch), so nothing here depends on how they are spread over ranks. FSDP
 averages gradients over ranks, the loss is a sum, therefore it is multiplied by the world size.
 
@@ -29,26 +29,20 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from data.errors import InputError
 from rl.batch import LearnerConfig, Row
+from rl.checkpoint import LEARNER
 from rl.grpo import LossConfig, k3, token_loss
 from rl.model import load_policy, named_weights, shard
 from rl.weights import Publisher, free_port, full
 
-FOLDER = "learner"
-"""The learner's part of a checkpoint folder."""
 SUMS = ("loss", "held", "trained", "not_finite", "compared", "difference", "k3")
 """What is added up over rows and ranks in one optimizer step."""
-
-
-def learner_environment(config: LearnerConfig) -> dict[str, str]:
-    """Environment variables of a learner process: `runtime_env={"env_vars": ...}` of the actor."""
-    return {"OMP_NUM_THREADS": str(config.threads), "TOKENIZERS_PARALLELISM": "false"}
 
 
 class NotFinite(Exception):
     """A log-probability, loss or gradient is infinite or not a number. That step is not made. Raised on every rank."""
 
 
-class LearnerCore:
+class Learner:
     def __init__(self, rank: int, config: LearnerConfig) -> None:
         self.rank, self.config = rank, config
         self.num_updates = 0
@@ -164,13 +158,13 @@ class LearnerCore:
         """Write this rank's share under `folder`. Complete when every rank has returned; see rl.checkpoint."""
         model, optimizer = get_state_dict(self.policy, self.optimizer)
         state = {"model": model, "optimizer": optimizer, "num_updates": self.num_updates}
-        dcp.save(state, checkpoint_id=Path(folder) / FOLDER)
+        dcp.save(state, checkpoint_id=Path(folder) / LEARNER)
 
     def load(self, folder: str) -> None:
         """Continue from what `save` wrote, at this or any other world size."""
         model, optimizer = get_state_dict(self.policy, self.optimizer)
         state: dict[str, Any] = {"model": model, "optimizer": optimizer, "num_updates": 0}
-        dcp.load(state, checkpoint_id=Path(folder) / FOLDER)
+        dcp.load(state, checkpoint_id=Path(folder) / LEARNER)
         set_state_dict(
             self.policy, self.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
         )
@@ -249,17 +243,14 @@ class LearnerCore:
         return torch.from_numpy(np.array(array)).to(self.device)
 
 
-Learner = ray.remote(LearnerCore)
-
-
 def export(checkpoint: str | Path, model_dir: str | Path, out: str | Path) -> None:
     """A Hugging Face folder with the weights of a checkpoint, in the dtype of the model the run started from.
 
     Everything else (tokenizer, chat template, generation config) is that model's. Needs no GPU and no running learner.
     """
-    saved = Path(checkpoint) / FOLDER
+    saved = Path(checkpoint) / LEARNER
     if not (saved / ".metadata").is_file():
-        raise InputError(f"{checkpoint} is no complete checkpoint: it has no {FOLDER}/.metadata")
+        raise InputError(f"{checkpoint} is no complete checkpoint: it has no {LEARNER}/.metadata")
     policy = load_policy(model_dir, chunk=1)
     dtype = policy.language_model.dtype
     policy.float()

@@ -12,7 +12,7 @@ import ray
 from ray.exceptions import RayActorError, RayError
 
 from data.errors import InputError
-from envs.chat import ChatFormat, TokenPolicy
+from envs.chat import ChatFormat, TokenPolicy, load_tokenizer
 from envs.policy import EngineLost, Policy, Sampled, Sampling
 from rl.cluster import cause, connect
 from rl.engine import EngineConfig, VllmEngine, on_cpu, worker_environment
@@ -102,15 +102,13 @@ async def local_policies(
 ) -> AsyncIterator[list[Policy]]:
     """So many engines of a Hugging Face folder, on Ray, for conversations of at most `max_tokens`. Raises InputError,
     EngineLost."""
-    from transformers import AutoTokenizer
-
     folder = str(Path(model_dir).resolve())
     config_file = Path(folder, "config.json")
     if not config_file.is_file():
         raise InputError(f"{model_dir} is not a Hugging Face model folder: it has no config.json")
     model_limit = int(json.loads(config_file.read_text()).get("max_position_embeddings") or max_tokens)
     config = EngineConfig(max_model_len=min(model_limit, max_tokens))
-    chat_format = ChatFormat(AutoTokenizer.from_pretrained(folder))
+    chat_format = ChatFormat(load_tokenizer(folder))
     connect("")
     engines = [RemoteEngine(folder, config, chat_format.stop_ids) for _ in range(workers)]
     try:

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from transformers import AutoTokenizer
 
 from data.errors import InputError, described, one_line
 from data.prompt import load_arm, render
 from data.sources import load_sources
 from data.stream import TaskStream, describe_dropped, drop_long
 from data.task import Task
-from envs.chat import ChatFormat
+from envs.chat import ChatFormat, load_tokenizer
 from envs.grading import JUDGED, Grader
 from envs.pool import open_backend
 from envs.tools import tool_set
@@ -113,7 +112,7 @@ def resolve_model(path: str, seed: int, out: Path = Path("runs")) -> str:
 
 
 def load_chat_format(model_dir: str, recipe: Recipe) -> ChatFormat:
-    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    tokenizer = load_tokenizer(model_dir)
     if recipe.model.chat_template:
         try:
             tokenizer.chat_template = Path(recipe.model.chat_template).read_text()

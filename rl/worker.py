@@ -7,7 +7,7 @@ import ray
 
 from data.prompt import Arm
 from data.task import Task
-from envs.chat import ChatFormat, TokenPolicy
+from envs.chat import ChatFormat, TokenPolicy, load_tokenizer
 from envs.grading import Grader, GraderConfig
 from envs.policy import Sampling
 from envs.pool import Pool, open_backend
@@ -60,10 +60,8 @@ class RolloutWorker:
     async def start(self, version: int = 0) -> None:
         """Load the model as weight version `version` and open the sandboxes. Raises EngineLost, InputError,
         BackendUnavailable."""
-        from transformers import AutoTokenizer
-
         self._tools = tool_set(self._tool_set or self._arm.tool_set) if self._mode == "sandbox" else None
-        tokenizer = AutoTokenizer.from_pretrained(self._model)
+        tokenizer = load_tokenizer(self._model)
         if self._chat_template:
             tokenizer.chat_template = self._chat_template
         self._format = ChatFormat(tokenizer, self._call_format)

@@ -7,7 +7,7 @@ from typing import Any
 
 from rl.batch import LearnerConfig
 from rl.grpo import LossConfig
-from rl.learner import LearnerCore
+from rl.learner import Learner
 from rl.weights import free_port
 
 
@@ -42,7 +42,7 @@ def on_ranks(
 
 def _rank(rank: int, config: LearnerConfig, setup: Any, work: Callable[..., Any], args: Any, answers: Any) -> None:
     try:
-        core = LearnerCore(rank, config)
+        core = Learner(rank, config)
         core.setup(*setup)
         answer, error = work(core, *args), ""
         core.close()

@@ -14,7 +14,7 @@ from data.errors import InputError
 from envs.trajectory import StopReason, Tokens, Trajectory
 from rl.batch import LearnerConfig, build_batch
 from rl.grpo import LossConfig
-from rl.learner import LearnerCore, NotFinite, export
+from rl.learner import Learner, NotFinite, export
 from rl.weights import free_port, full
 from tests.rl.ranks import on_ranks
 from tests.rl.test_model import tiny_mixture
@@ -73,7 +73,7 @@ def learner(tied):
     def make(config=FAST, loss=None, model=None, temperature=1.0):
         for core in opened:
             core.close()
-        opened[:] = [LearnerCore(0, config)]
+        opened[:] = [Learner(0, config)]
         opened[0].setup(f"127.0.0.1:{free_port()}", model or tied, loss or LossConfig(), temperature)
         return opened[0]
 
@@ -327,7 +327,7 @@ def test_a_gpu_that_is_not_there_is_one_clear_line(learner):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     with pytest.raises(InputError, match="sees no GPU"):
-        LearnerCore(0, dataclasses.replace(FAST, device="cuda")).setup("", "", LossConfig())
+        Learner(0, dataclasses.replace(FAST, device="cuda")).setup("", "", LossConfig())
 
 
 # --- checkpoints ------------------------------------------------------------------------------------------------------

@@ -20,8 +20,9 @@ from envs.sandbox import BackendUnavailable, SandboxConfig
 from envs.scripted import ScriptedEngine
 from envs.trajectory import StopReason
 from rl.scripts import ARM, LIMITS, SCRIPTS, TOOLS, Player, Shelf, play_all
-from rl.start import StartConfig, copied_positions, copying_lessons, fingerprint, make_lessons, make_start, start_model
+from rl.start import StartConfig, fingerprint, start_model
 from rl.tokenizer import SPECIAL, make_tokenizer
+from rl.warm_start import copied_positions, copying_lessons, make_lessons, make_start
 
 SMALL = StartConfig(
     hidden_size=32, intermediate_size=32, num_heads=1, num_tasks=12, copy_steps=2, act_steps=2, threads=1
