@@ -256,7 +256,7 @@ async def memory_bomb(box: Sandbox) -> None:
 
 
 async def memory_bomb_of_many(box: Sandbox) -> None:
-    one = "exec python3 -c 'import time; a = bytearray(3 * 10 ** 8); time.sleep(2)'"
+    one = "exec python3 -c 'import time; a = bytearray(3 * 10 ** 8); time.sleep(4)'"
     result = await box.exec(
         f"for i in 1 2 3 4 5 6; do ({one}) & done; for j in $(jobs -p); do wait $j || echo lost; done", timeout_s=30
     )

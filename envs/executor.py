@@ -507,8 +507,11 @@ class Executor:
                 time.sleep(0.01)
                 self.reap()
         try:
-            with open(f"/proc/{pid}/oom_score_adj", "wb") as file:
-                file.write(b"1000")
+            score = posix.open(f"/proc/{pid}/oom_score_adj", posix.O_WRONLY | posix.O_CLOEXEC)
+            try:
+                posix.write(score, b"1000")
+            finally:
+                posix.close(score)
         except OSError:
             pass  # it has already ended
         return pid

@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from data.task import Task
+
 
 class StopReason(enum.StrEnum):
     """Why a trajectory ended, and whose doing that was."""
@@ -159,3 +161,24 @@ class Trajectory:
         )
         row["tokens"] = Tokens(**row["tokens"]) if row.get("tokens") else None
         return cls(**row)
+
+
+@dataclass(frozen=True)
+class Group:
+    """The trajectories of one task, those lost to the machine already left out."""
+
+    index: int
+    """Position in the stream of started groups; with the recipe's seed it fixes every random draw of the group."""
+    task: Task
+    trajectories: tuple[Trajectory, ...]
+
+    @property
+    def rewards(self) -> list[float]:
+        return [t.reward for t in self.trajectories if t.reward is not None]
+
+    def age(self, version: int) -> int:
+        """How many updates before `version` its oldest token was sampled; 0 where not one token was (out of time)."""
+        sampled = (
+            v for t in self.trajectories if t.tokens for v, m in zip(t.tokens.versions, t.tokens.mask, strict=True) if m
+        )
+        return version - min(sampled, default=version)

@@ -20,14 +20,14 @@ from data.errors import InputError
 from data.prompt import load_arm
 from data.task import Task
 from envs.policy import EngineLost
-from envs.trajectory import StopReason, Tokens, Trajectory
+from envs.trajectory import Group, StopReason, Tokens, Trajectory
 from rl.batch import Batch, LearnerConfig
 from rl.checkpoint import LEARNER
 from rl.cluster import cause
 from rl.config import Recipe
 from rl.engine import on_cpu, weight_backend, worker_environment
 from rl.metrics import Log
-from rl.trainer import Group, RunFailed
+from rl.trainer import RunFailed
 from rl.worker import RolloutWorker
 
 START_TIMEOUT_S = 900.0

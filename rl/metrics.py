@@ -20,7 +20,7 @@ from typing import Any, TextIO
 
 from data.errors import InputError, one_line
 from envs.analysis import capability_use
-from envs.trajectory import StopReason, Trajectory
+from envs.trajectory import Group, StopReason, Trajectory
 from rl.batch import Batch
 from rl.config import Recipe
 
@@ -66,13 +66,13 @@ class Log:
 
     # --- events of the trainer ---------------------------------------------------------------------------------
 
-    def consumed(self, group: Any) -> None:
+    def consumed(self, group: Group) -> None:
         self.step_trajectories += group.trajectories
 
-    def too_old(self, group: Any) -> None:
+    def too_old(self, group: Group) -> None:
         self.step_counts["groups_too_old"] += 1
 
-    def uninformative(self, group: Any) -> None:
+    def uninformative(self, group: Group) -> None:
         self.step_counts["groups_replaced"] += 1
 
     def lost(self, trajectory: Trajectory) -> None:
@@ -84,7 +84,7 @@ class Log:
             return
         self.say(f"  lost to the machine ({trajectory.stop}): {trajectory.error}")
 
-    def step(self, step: int, groups: Sequence[Any], batch: Batch, stats: Mapping[str, float], clock: Clock) -> None:
+    def step(self, step: int, groups: Sequence[Group], batch: Batch, stats: Mapping[str, float], clock: Clock) -> None:
         trajectories = self.step_trajectories
         seconds = clock.seconds | {"time/step_s": time.monotonic() - clock.started}
         row = {

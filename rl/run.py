@@ -25,7 +25,7 @@ from rl.cluster import check_reachable, connect
 from rl.config import Recipe
 from rl.metrics import Log, write_atomic
 from rl.report import write_report
-from rl.start import START_PREFIX, start_model
+from rl.start import START_PREFIX, named_start
 from rl.trainer import RunFailed, train
 
 MODEL_FILE = "model_dir"
@@ -98,7 +98,12 @@ def model_of_run(recipe: Recipe, run_dir: Path) -> str:
 def resolve_model(path: str, seed: int, out: Path = Path("runs")) -> str:
     """The folder of `path`; `start:NAME` is made first, under `out`, with a progress bar, where it is not there yet."""
     if path.startswith(START_PREFIX):
-        return str(start_model(path, seed, out / "start"))
+        config, folder = named_start(path, seed, out / "start")
+        if folder.is_dir():
+            return str(folder)
+        from rl.warm_start import show_start  # torch, which a model that is there does not need
+
+        return str(show_start(config, folder))
     if not path:
         raise InputError("model.path: name a Hugging Face folder, or start:tiny for the small model made here")
     if Path(path).is_dir():

@@ -4,10 +4,8 @@ shapes it. `rl/warm_start.py` makes them; nothing here needs torch.
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 import data.builtin
 import rl.scripts
@@ -52,25 +50,13 @@ class StartConfig:
 CONFIGS = {"tiny": StartConfig()}
 
 
-def start_model(path: str, seed: int, root: Path = Path("runs/start")) -> Path:
-    """The folder of the starting policy `start:NAME`, made with a progress bar where it is not there yet."""
+def named_start(path: str, seed: int, root: Path = Path("runs/start")) -> tuple[StartConfig, Path]:
+    """The settings of the starting policy `start:NAME`, and its folder, which may not be there yet."""
     name = path.removeprefix(START_PREFIX)
     if name not in CONFIGS:
         raise InputError(f"model.path: unknown starting policy {path!r}{nearest(name, CONFIGS)}")
-    config = StartConfig(**{**asdict(CONFIGS[name]), "seed": seed})
-    folder = root / f"{name}-{fingerprint(config)}"
-    if folder.is_dir():
-        return folder.resolve()
-    from rl.warm_start import make_start  # torch, which a model that is there does not need
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn())
-    with Progress(*columns) as bars:
-        bar = bars.add_task("starting policy", total=1.0, note="")
-
-        def progress(stage: str, done: float, note: str) -> None:
-            bars.update(bar, description=f"starting policy: {stage}", completed=done, note=note)
-
-        return make_start(config, folder, progress)
+    config = replace(CONFIGS[name], seed=seed)
+    return config, (root / f"{name}-{fingerprint(config)}").resolve()
 
 
 def fingerprint(config: StartConfig) -> str:

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from data.stream import TaskStream
 from data.task import Task
-from envs.trajectory import Tokens, Trajectory
+from envs.trajectory import Group, Tokens, Trajectory
 from rl.batch import Batch, build_batch
 from rl.checkpoint import Checkpoints
 from rl.config import Recipe
@@ -30,27 +30,6 @@ from rl.metrics import Log
 
 class RunFailed(Exception):
     """The run cannot go on; the message says why and what to look at. Exit code 1."""
-
-
-@dataclass(frozen=True)
-class Group:
-    """The trajectories of one task, those lost to the machine already left out."""
-
-    index: int
-    """Position in the stream of started groups; with the recipe's seed it fixes every random draw of the group."""
-    task: Task
-    trajectories: tuple[Trajectory, ...]
-
-    @property
-    def rewards(self) -> list[float]:
-        return [t.reward for t in self.trajectories if t.reward is not None]
-
-    def age(self, version: int) -> int:
-        """How many updates before `version` its oldest token was sampled; 0 where not one token was (out of time)."""
-        sampled = (
-            v for t in self.trajectories if t.tokens for v, m in zip(t.tokens.versions, t.tokens.mask, strict=True) if m
-        )
-        return version - min(sampled, default=version)
 
 
 class Workers(Protocol):

@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from data.builtin import build
@@ -37,6 +38,18 @@ from rl.start import StartConfig
 from rl.tokenizer import make_tokenizer
 
 NUM_PROBES = 64
+
+
+def show_start(config: StartConfig, folder: Path) -> Path:
+    """`make_start` with a progress bar."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn())
+    with Progress(*columns) as bars:
+        bar = bars.add_task("starting policy", total=1.0, note="")
+
+        def progress(stage: str, done: float, note: str) -> None:
+            bars.update(bar, description=f"starting policy: {stage}", completed=done, note=note)
+
+        return make_start(config, folder, progress)
 
 
 def make_start(config: StartConfig, folder: Path, progress: Callable[[str, float, str], None]) -> Path:

@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import fcntl
 import ipaddress
 import os
 import shlex
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -18,10 +20,13 @@ import pytest
 
 from data.errors import InputError
 from envs.links import PREFIX, Bridge
-from envs.network import NEAR
+from envs.network import NEAR, OWN_BRIDGE
 from envs.pool import open_backend
 from envs.sandbox import BackendUnavailable, SandboxConfig, SandboxDied
 from tests.envs.conftest import in_a_child, in_a_network_of_its_own
+
+SIOCGIFADDR, SIOCGIFHWADDR = 0x8915, 0x8927
+COMPLETE, PERMANENT = 2, 4  # ATF_COM and ATF_PERM of /proc/net/arp
 
 
 @contextlib.contextmanager
@@ -245,6 +250,25 @@ def test_ports_of_the_bridge_are_apart_without_the_filter(bubblewrap):
         for setting in Path("/proc/sys/net/bridge").glob("bridge-nf-call-iptables"):
             setting.write_text("0")
         do_not_reach_each_other(bubblewrap)
+
+    in_a_network_of_its_own(body)
+
+
+def test_a_sandbox_need_not_ask_who_its_gateway_is(bubblewrap):
+    """What is asked for lands in one table of the kernel for all namespaces, which 512 sandboxes would fill."""
+
+    def body():
+        async def known(box):
+            return (await box.exec("cat /proc/net/arp")).stdout.decode().splitlines()[1:]
+
+        [line] = bubblewrap.run(known, network="egress")
+        address, _, flags, station, _, device = line.split()
+        name = OWN_BRIDGE.encode()
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as plain:
+            asked = [fcntl.ioctl(plain, what, struct.pack("256s", name)) for what in (SIOCGIFADDR, SIOCGIFHWADDR)]
+        assert address == socket.inet_ntoa(asked[0][20:24])
+        assert station == asked[1][18:24].hex(":")
+        assert (int(flags, 16), device) == (COMPLETE | PERMANENT, "eth0")
 
     in_a_network_of_its_own(body)
 

@@ -19,8 +19,9 @@ from envs.rollout import rollout
 from envs.sandbox import BackendUnavailable, SandboxConfig
 from envs.scripted import ScriptedEngine
 from envs.trajectory import StopReason
+from rl.run import resolve_model
 from rl.scripts import ARM, LIMITS, SCRIPTS, TOOLS, Player, Shelf, play_all
-from rl.start import StartConfig, fingerprint, start_model
+from rl.start import StartConfig, fingerprint, named_start
 from rl.tokenizer import SPECIAL, make_tokenizer
 from rl.warm_start import copied_positions, copying_lessons, make_lessons, make_start
 
@@ -200,12 +201,12 @@ def test_an_interrupted_making_leaves_nothing(tmp_path):
 
 def test_a_policy_is_made_once_for_each_seed(tmp_path):
     name = f"tiny-{fingerprint(StartConfig(seed=5))}"
-    (tmp_path / name).mkdir()
-    assert start_model("start:tiny", 5, tmp_path) == (tmp_path / name).resolve()
+    (tmp_path / "start" / name).mkdir(parents=True)
+    assert resolve_model("start:tiny", 5, tmp_path) == str((tmp_path / "start" / name).resolve())
     prints = {fingerprint(StartConfig(seed=seed)) for seed in range(4)} | {fingerprint(StartConfig(flawed=0.1))}
     assert len(prints) == 5 and fingerprint(StartConfig()) in prints
 
 
 def test_an_unknown_policy_is_named():
     with pytest.raises(InputError, match="did you mean 'tiny'"):
-        start_model("start:tinny", 0)
+        named_start("start:tinny", 0)

@@ -11,11 +11,11 @@ import pytest
 
 from data.stream import TaskStream
 from data.task import Task
-from envs.trajectory import StopReason, Tokens, Trajectory, Turn
+from envs.trajectory import Group, StopReason, Tokens, Trajectory, Turn
 from rl.checkpoint import Checkpoints
 from rl.config import Recipe, load_recipe
 from rl.metrics import Log, read_jsonl
-from rl.trainer import Group, RunFailed, train
+from rl.trainer import RunFailed, train
 
 ROOT = Path(__file__).resolve().parents[2]
 
