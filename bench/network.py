@@ -1,7 +1,8 @@
 """What the network `egress` adds to a sandbox's start and end: `python -m bench.network [--quick] --out FILE.json`.
 
 Rounds are interleaved: each starts and closes one sandbox with and one without a network, of each backend that this
-machine has (`--backends`). Then many are started at once. Needs root for bubblewrap, as the network does.
+machine has (`--backends`). Then many are started at once, and 512 of bubblewrap's are held, each asked for an answer of
+its gateway. Needs root for bubblewrap, as the network does.
 """
 
 import argparse
@@ -20,6 +21,17 @@ from envs.pool import open_backend
 from envs.sandbox import BACKENDS, Backend, BackendUnavailable, SandboxConfig
 
 NETWORKS = ("none", "egress")
+ASK_GATEWAY = """python3 -c '
+import socket, struct, time
+fields = open("/proc/net/route").read().split("\\n")[1].split()
+gateway = socket.inet_ntoa(struct.pack("=I", int(fields[2], 16)))
+asked = time.monotonic()
+try:
+    socket.create_connection((gateway, 9), timeout=10)
+except ConnectionRefusedError:
+    print(time.monotonic() - asked)
+'"""
+"""Prints how many seconds the gateway took to refuse; nothing where it never answered."""
 
 
 async def one_by_one(backends: dict[str, Backend], rounds: int) -> dict[str, list[float]]:
@@ -54,6 +66,24 @@ async def at_once(backend: Backend, count: int) -> float:
     return rate
 
 
+async def held(backend: Backend, count: int) -> list[float]:
+    """`count` sandboxes at once: the seconds that the gateway of each took to answer, of those where it did."""
+    gate = asyncio.Semaphore(8)
+
+    async def one() -> Any:
+        async with gate:
+            return await backend.start()
+
+    async def ask(box: Any) -> list[float]:
+        async with gate:
+            return [float(word) for word in (await box.exec(ASK_GATEWAY)).stdout.split()]
+
+    boxes = await asyncio.gather(*(one() for _ in range(count)))
+    answers = await asyncio.gather(*map(ask, boxes))
+    await asyncio.gather(*(box.close() for box in boxes))
+    return [second for answer in answers for second in answer]
+
+
 async def run(args: argparse.Namespace) -> dict[str, Any]:
     backends = {
         f"{backend}/{network}": open_backend(SandboxConfig(backend=backend, image=args.image, network=network))
@@ -72,6 +102,13 @@ async def run(args: argparse.Namespace) -> dict[str, Any]:
             measures[f"{name}/egress_adds_ms"] = measure(adds)
         for name, backend in backends.items():
             measures[f"{name}/starts_per_s"] = measure(await at_once(backend, 16 if args.quick else 64))
+        if "bubblewrap" in args.backends:
+            count = 64 if args.quick else 512
+            answered = [await held(backends["bubblewrap/egress"], count) for _ in range(1 if args.quick else 4)]
+            lost = sum(count - len(seconds) for seconds in answered)
+            goal = f"0 without an answer, of {len(answered)} times {count} held at once"
+            measures["bubblewrap/egress/unanswered"] = measure(lost, at_most=0, goal=goal)
+            measures["bubblewrap/egress/slowest_answer_ms"] = measure(1000 * max(map(max, answered)))
     finally:
         for backend in backends.values():
             await backend.close()

@@ -29,7 +29,7 @@ SUBNETS = ("198.18.0.0/16", "198.19.0.0/16", "100.127.0.0/16", "10.213.0.0/16", 
 """The first that this machine has no route into becomes the sandboxes'. None is of the public internet."""
 TRIES = 64
 
-NEW_LINK, NEW_ADDRESS, NEW_ROUTE, NEW_NEIGHBOUR = 16, 20, 24, 28
+NEW_LINK, NEW_ADDRESS, NEW_ROUTE = 16, 20, 24
 REQUEST, ACKNOWLEDGE, EXCLUSIVE, CREATE = 0x1, 0x4, 0x200, 0x400
 UP = 1
 STATION, NAME, MTU, MASTER, LINK_INFO, NAMESPACE = 1, 3, 4, 10, 18, 28
@@ -37,8 +37,7 @@ KIND, DATA, PORT_KIND, PORT_DATA = 1, 2, 4, 5
 PEER, ISOLATED = 1, 33
 ADDRESS, LOCAL = 1, 2
 OUTPUT, GATEWAY = 4, 5
-DESTINATION, LINK_ADDRESS = 1, 2
-MAIN_TABLE, BY_ADMINISTRATOR, UNICAST, PERMANENT = 254, 4, 1, 0x80
+MAIN_TABLE, BY_ADMINISTRATOR, UNICAST = 254, 4, 1
 READ_ADDRESS = 0x8915
 NETWORK_NAMESPACE = 0x40000000
 
@@ -118,14 +117,10 @@ class Bridge:
         index = socket.if_nametoindex("eth0")
         route = struct.pack("8BI", socket.AF_INET, 0, 0, 0, MAIN_TABLE, BY_ADMINISTRATOR, 0, UNICAST, 0)
         route += _attribute(GATEWAY, self._gateway.packed) + _number(OUTPUT, index)
-        # Told, the namespace need not ask, and the entry is none of the 1024 that the kernel learns for all namespaces.
-        neighbour = struct.pack("=B3xiHBB", socket.AF_INET, index, PERMANENT, 0, 0)
-        neighbour += _attribute(DESTINATION, self._gateway.packed) + _attribute(LINK_ADDRESS, _station(self._gateway))
         with _kernel() as kernel:
             _ask(kernel, NEW_ADDRESS, CREATE | EXCLUSIVE, _address(index, address))
             _ask(kernel, NEW_LINK, 0, _link(UP, index))
             _ask(kernel, NEW_ROUTE, CREATE | EXCLUSIVE, route)
-            _ask(kernel, NEW_NEIGHBOUR, CREATE | EXCLUSIVE, neighbour)
 
 
 def _find_or_make(name: str) -> Bridge:
@@ -133,8 +128,9 @@ def _find_or_make(name: str) -> Bridge:
     with _kernel() as kernel, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as plain:
         if name not in {found for _, found in socket.if_nameindex()}:
             kind = _attribute(LINK_INFO, _attribute(KIND, b"bridge"))
+            fixed = _attribute(STATION, b"\2" + secrets.token_bytes(5))  # else it changes as ports come and go
             called = _attribute(NAME, name.encode() + b"\0")
-            _ask(kernel, NEW_LINK, CREATE | EXCLUSIVE, _link(UP) + called + kind)
+            _ask(kernel, NEW_LINK, CREATE | EXCLUSIVE, _link(UP) + called + fixed + kind)
         index = socket.if_nametoindex(name)
         try:
             answer = fcntl.ioctl(plain, READ_ADDRESS, struct.pack("256s", name.encode()))
@@ -142,14 +138,7 @@ def _find_or_make(name: str) -> Bridge:
         except OSError:  # it has none yet
             gateway = _free_subnet()[1]
             _ask(kernel, NEW_ADDRESS, CREATE | EXCLUSIVE, _address(index, gateway))
-        # Set, it stays; left to the kernel, it changes as ports come and go.
-        _ask(kernel, NEW_LINK, 0, _link(index=index) + _attribute(STATION, _station(gateway)))
     return Bridge(index, gateway)
-
-
-def _station(gateway: IPv4Address) -> bytes:
-    """The link-layer address of the bridge: locally administered, and known to whoever knows the gateway."""
-    return b"\2\0" + gateway.packed
 
 
 def _free_subnet() -> IPv4Network:

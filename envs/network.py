@@ -27,6 +27,9 @@ USER = "DOCKER-USER"
 """Docker keeps this chain in front of its own rules and leaves alone what is in it, also when it found it there. So
 rules in it come first whether or not Docker runs, and in whatever order things start."""
 MARKER = Path("/run/sandboxrl-egress")
+MOST_NEIGHBOURS = 8192
+"""A sandbox takes two places in the kernel's table of neighbours, which is one for all network namespaces and holds
+1024 if nobody says more."""
 HELD = {
     "none": "its own loopback only",
     "egress": "packet filter: no private, link-local or host address",
@@ -107,6 +110,9 @@ def protect() -> None:
 
 def route(subnet: IPv4Network) -> None:
     """Lead the traffic of our own bridge out, under this machine's address. Called once the filter is in place."""
+    room = Path("/proc/sys/net/ipv4/neigh/default/gc_thresh3")  # the first network namespace alone has it
+    if room.exists() and int(room.read_text()) < MOST_NEIGHBOURS:
+        room.write_text(str(MOST_NEIGHBOURS))
     forwarding = Path("/proc/sys/net/ipv4/ip_forward")
     if forwarding.read_text().strip() == "0":
         # This machine passed nothing on so far; it shall go on so for all but sandboxes.
