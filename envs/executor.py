@@ -95,9 +95,14 @@ def hide_from_commands() -> None:
         raise RuntimeError("PR_SET_DUMPABLE failed")
 
 
-def pack(fields: dict[bytes, bytes], payload: bytes = b"") -> bytes:
+def pack_head(fields: dict[bytes, bytes], payload_size: int) -> bytes:
+    """A frame up to its payload."""
     header = b"\0".join(b"%b=%b" % item for item in fields.items())
-    return FRAME.pack(len(header), len(payload)) + header + payload
+    return FRAME.pack(len(header), payload_size) + header
+
+
+def pack(fields: dict[bytes, bytes], payload: bytes = b"") -> bytes:
+    return pack_head(fields, len(payload)) + payload
 
 
 def unpack_header(header: bytes) -> dict[bytes, bytes]:
@@ -107,6 +112,17 @@ def unpack_header(header: bytes) -> dict[bytes, bytes]:
         name, value = field.split(b"=", 1)
         fields[name] = value
     return fields
+
+
+def bounds_of_frame(data: bytearray | memoryview) -> tuple[int, int] | None:
+    """Where the payload of the first frame begins and ends; None while it is not whole. ValueError: it is too large."""
+    if len(data) < FRAME.size:
+        return None
+    header_size, payload_size = FRAME.unpack_from(data)
+    if header_size > MAX_HEADER or payload_size > MAX_PAYLOAD:
+        raise ValueError("frame too large")
+    start = FRAME.size + header_size
+    return (start, start + payload_size) if start + payload_size <= len(data) else None
 
 
 class Kept:
@@ -327,41 +343,42 @@ class Executor:
         if not data:
             return False
         self.buffer += data
-        while len(self.buffer) >= FRAME.size:
-            header_size, payload_size = FRAME.unpack_from(self.buffer)
-            if header_size > MAX_HEADER or payload_size > MAX_PAYLOAD:
-                return False
-            start = FRAME.size + header_size
-            end = start + payload_size
-            if len(self.buffer) < end:
-                break
-            header = bytes(self.buffer[FRAME.size : start])
-            payload = bytes(self.buffer[start:end])
-            del self.buffer[:end]
-            try:
-                fields = unpack_header(header)
-                identity, operation = fields[b"id"], OPERATIONS[fields[b"op"]]
-            except (ValueError, KeyError):
-                return False
-            try:
-                operation(self, identity, fields, payload)
-            except OSError as error:
-                self.refuse(identity, error.errno or errno.EIO, error.strerror or "")
-            except (ValueError, KeyError, struct.error) as error:
-                self.refuse(identity, 0, f"bad request: {error!r}")
+        try:
+            bounds = bounds_of_frame(self.buffer)
+            if not bounds:
+                return True
+            frames, self.buffer = memoryview(self.buffer), bytearray()
+            while bounds:
+                start, end = bounds
+                header, payload, frames = bytes(frames[FRAME.size : start]), frames[start:end], frames[end:]
+                self.serve(unpack_header(header), payload)
+                bounds = bounds_of_frame(frames)
+        except (ValueError, KeyError):
+            return False
+        self.buffer += frames
         return True
+
+    def serve(self, fields: dict[bytes, bytes], payload: memoryview) -> None:
+        """Raises KeyError for what is no request."""
+        identity, operation = fields[b"id"], OPERATIONS[fields[b"op"]]
+        try:
+            operation(self, identity, fields, payload)
+        except OSError as error:
+            self.refuse(identity, error.errno or errno.EIO, error.strerror or "")
+        except (ValueError, KeyError, struct.error) as error:
+            self.refuse(identity, 0, f"bad request: {error!r}")
 
     def refuse(self, identity: bytes, number: int, message: str) -> None:
         self.send({b"id": identity, b"errno": b"%d" % number, b"message": message.encode("utf-8", "replace")})
 
-    def op_ping(self, identity: bytes, fields: dict[bytes, bytes], payload: bytes) -> None:
+    def op_ping(self, identity: bytes, fields: dict[bytes, bytes], payload: memoryview) -> None:
         self.send({b"id": identity})
 
-    def op_nuke(self, identity: bytes, fields: dict[bytes, bytes], payload: bytes) -> None:
+    def op_nuke(self, identity: bytes, fields: dict[bytes, bytes], payload: memoryview) -> None:
         nuke()
         self.send({b"id": identity})
 
-    def op_read(self, identity: bytes, fields: dict[bytes, bytes], payload: bytes) -> None:
+    def op_read(self, identity: bytes, fields: dict[bytes, bytes], payload: memoryview) -> None:
         limit = int(fields[b"max"])
         file = open_file(fields[b"path"], posix.O_RDONLY)
         try:
@@ -379,9 +396,9 @@ class Executor:
             raise OSError(errno.EFBIG, f"larger than {limit} bytes")
         self.send({b"id": identity}, bytes(data))
 
-    def op_write(self, identity: bytes, fields: dict[bytes, bytes], payload: bytes) -> None:
+    def op_write(self, identity: bytes, fields: dict[bytes, bytes], payload: memoryview) -> None:
         """Records: u32 path length, u64 offset, u64 size, path, bytes. Offset 0 starts the file anew."""
-        rest = memoryview(payload)
+        rest = payload
         while rest:
             path_size, offset, size = RECORD.unpack_from(rest)
             rest = rest[RECORD.size :]
@@ -401,7 +418,7 @@ class Executor:
                 raise OSError(error.errno, f"{error.strerror}: {where}") from error
         self.send({b"id": identity})
 
-    def op_exec(self, identity: bytes, fields: dict[bytes, bytes], payload: bytes) -> None:
+    def op_exec(self, identity: bytes, fields: dict[bytes, bytes], payload: memoryview) -> None:
         environment = dict(self.environment)
         cwd, save = fields[b"cwd"], False
         if fields[b"persist"] == b"1":
@@ -418,7 +435,7 @@ class Executor:
         command = Command(identity, timeout_s, keep)
         if self.clear_when_full():
             command.kept[1].add(b"sandbox: too many processes were running; all of them were ended\n")
-        problem = self.spawn(command, payload, cwd, environment, save)
+        problem = self.spawn(command, bytes(payload), cwd, environment, save)
         if problem:  # the sandbox is alive, its shell is not: the command's own failure, said where bash would say it
             command.exit, command.ended = 126, command.started
             command.kept[1].add(problem.encode("utf-8", "replace"))

@@ -10,12 +10,13 @@ import math
 import os
 import posixpath
 import secrets
+import socket
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from errno import EINVAL
 from pathlib import Path
 
 from envs import executor
-from envs.executor import FRAME, MAX_HEADER, MAX_PAYLOAD, RECORD, pack, unpack_header
+from envs.executor import FRAME, MAX_HEADER, MAX_PAYLOAD, RECORD, pack_head, unpack_header
 from envs.sandbox import WORKDIR, ExecResult, FileRefused, Limits, SandboxDied
 
 EXECUTOR = Path(executor.__file__).read_bytes()
@@ -25,6 +26,10 @@ HELLO_S = 30.0
 WATCHDOG_S = 10.0
 """Granted to the executor on top of a command's own time limit."""
 FILE_OPERATION_S = 60.0
+LARGE_BYTES = 64 << 10
+"""A payload from here on is sent as it lies, not copied behind its header first."""
+SEND_BUFFER_BYTES = 1 << 20
+"""Asked of the kernel for each stream: how much goes to the executor at a time (212,992 if nobody asks)."""
 BATCH_BYTES = 4 << 20
 """Files travel in frames of about this size, so that neither side holds a large file twice."""
 
@@ -64,6 +69,7 @@ class Box:
         self.id = identity
         self._reader, self._writer, self._end = reader, writer, end
         self._output_bytes, self._persist = output_bytes, persist_shell
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         self._count = 0
         self._waiting: dict[bytes, asyncio.Future[tuple[Fields, bytes]]] = {}
         self._death: str = ""
@@ -166,7 +172,12 @@ class Box:
         self._waiting[identity] = answer
         try:
             async with asyncio.timeout(wait_s):
-                self._writer.write(pack({b"id": identity, **fields}, payload))
+                head = pack_head({b"id": identity, **fields}, len(payload))
+                if len(payload) < LARGE_BYTES:
+                    self._writer.write(head + payload)
+                else:
+                    self._writer.write(head)
+                    self._writer.write(memoryview(payload))
                 await self._writer.drain()
                 return await answer
         except TimeoutError as error:
