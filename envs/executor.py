@@ -41,6 +41,7 @@ RECORD = struct.Struct(">IQQ")
 MAX_HEADER = 1 << 20
 MAX_PAYLOAD = 64 << 20
 PAGE_BYTES = resource.getpagesize()
+READ_BYTES = 96 << 10  # below what malloc takes from the kernel anew each time
 MAX_STATE = 1 << 20
 MAX_HELD_PIPES = 512
 INLINE_COMMAND = 100_000  # one argv string is limited to 128 KiB: longer commands go through a memfd
@@ -335,7 +336,7 @@ class Executor:
     def receive(self) -> bool:
         """Take what the host sent; False at the end of the stream or of the protocol."""
         try:
-            data = posix.read(self.stream, 1 << 20)
+            data = posix.read(self.stream, READ_BYTES)
         except BlockingIOError:
             return True
         except ConnectionResetError:
