@@ -446,6 +446,10 @@ class Executor:
     def clear_when_full(self) -> bool:
         """End everything when a new command could hardly start a process: what a fork bomb leaves behind would make
         every later command wait (bash retries a fork for 15 s)."""
+        try:
+            posix.waitid(posix.P_ALL, 0, posix.WEXITED | posix.WNOHANG | posix.WNOWAIT)
+        except ChildProcessError:
+            return False  # nothing runs: what loses its parent here becomes a child of PID 1
         most = self.processes * 7 // 8 if self.commands else self.processes // 2
         if sum(name.isdigit() for name in posix.listdir("/proc")) < most:
             return False
