@@ -80,3 +80,10 @@ def test_light_modules_load_nothing_heavy(module: str) -> None:
     code = f"import sys, {module}; print(*[name for name in {heavy} if name in sys.modules])"
     loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert not loaded.stdout.split(), f"{module} loads {loaded.stdout.strip()}"
+
+
+def test_the_driver_of_a_run_computes_nothing() -> None:
+    """torch takes seconds to import, which every start of every run would wait for."""
+    code = "import sys, rl.run; print(*[name for name in ('torch', 'vllm') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not done.stdout.split(), f"rl.run loads {done.stdout.strip()}"
