@@ -47,7 +47,7 @@ RUN apt-get update \
 WORKDIR /opt/sandboxrl
 COPY . .
 RUN if ls wheels/*.whl >/dev/null 2>&1; then export PIP_FIND_LINKS=$PWD/wheels UV_FIND_LINKS=$PWD/wheels; fi \
-    && EXTRA=${EXTRA} launch/setup.sh && rm -rf wheels /root/.cache
+    && EXTRA=${EXTRA} launch/setup.sh && rm -rf wheels ~/.cache
 ENV PATH=/opt/sandboxrl/.venv/bin:${PATH}
 ENTRYPOINT ["sandboxrl"]
 CMD ["--help"]

@@ -7,6 +7,7 @@ its gateway. Needs root for bubblewrap, as the network does.
 
 import argparse
 import asyncio
+import math
 import os
 import random
 import statistics
@@ -18,7 +19,7 @@ from typing import Any
 
 from bench.report import measure, write_report
 from envs.pool import open_backend
-from envs.sandbox import BACKENDS, Backend, BackendUnavailable, SandboxConfig
+from envs.sandbox import BACKENDS, Backend, BackendUnavailable, Sandbox, SandboxConfig
 
 NETWORKS = ("none", "egress")
 ASK_GATEWAY = """python3 -c '
@@ -51,16 +52,21 @@ async def one_by_one(backends: dict[str, Backend], rounds: int) -> dict[str, lis
     return seconds
 
 
-async def at_once(backend: Backend, count: int) -> float:
-    """Sandboxes started a second, twice as many at a time as there are cores."""
+async def start_all(backend: Backend, count: int) -> list[Sandbox]:
+    """Twice as many start at a time as there are cores."""
     gate = asyncio.Semaphore(2 * (os.cpu_count() or 1))
 
-    async def one() -> Any:
+    async def one() -> Sandbox:
         async with gate:
             return await backend.start()
 
+    return await asyncio.gather(*(one() for _ in range(count)))
+
+
+async def at_once(backend: Backend, count: int) -> float:
+    """Sandboxes started a second."""
     started = time.perf_counter()
-    boxes = await asyncio.gather(*(one() for _ in range(count)))
+    boxes = await start_all(backend, count)
     rate = count / (time.perf_counter() - started)
     await asyncio.gather(*(box.close() for box in boxes))
     return rate
@@ -70,15 +76,11 @@ async def held(backend: Backend, count: int) -> list[float]:
     """`count` sandboxes at once: the seconds that the gateway of each took to answer, of those where it did."""
     gate = asyncio.Semaphore(8)
 
-    async def one() -> Any:
-        async with gate:
-            return await backend.start()
-
-    async def ask(box: Any) -> list[float]:
+    async def ask(box: Sandbox) -> list[float]:
         async with gate:
             return [float(word) for word in (await box.exec(ASK_GATEWAY)).stdout.split()]
 
-    boxes = await asyncio.gather(*(one() for _ in range(count)))
+    boxes = await start_all(backend, count)
     answers = await asyncio.gather(*map(ask, boxes))
     await asyncio.gather(*(box.close() for box in boxes))
     return [second for answer in answers for second in answer]
@@ -103,12 +105,11 @@ async def run(args: argparse.Namespace) -> dict[str, Any]:
         for name, backend in backends.items():
             measures[f"{name}/starts_per_s"] = measure(await at_once(backend, 16 if args.quick else 64))
         if "bubblewrap" in args.backends:
-            count = 64 if args.quick else 512
-            answered = [await held(backends["bubblewrap/egress"], count) for _ in range(1 if args.quick else 4)]
-            lost = sum(count - len(seconds) for seconds in answered)
-            goal = f"0 without an answer, of {len(answered)} times {count} held at once"
-            measures["bubblewrap/egress/unanswered"] = measure(lost, at_most=0, goal=goal)
-            measures["bubblewrap/egress/slowest_answer_ms"] = measure(1000 * max(map(max, answered)))
+            count, times = (64, 1) if args.quick else (512, 4)
+            answered = [second for _ in range(times) for second in await held(backends["bubblewrap/egress"], count)]
+            goal = f"0 without an answer, of {times} times {count} held at once"
+            measures["bubblewrap/egress/unanswered"] = measure(count * times - len(answered), at_most=0, goal=goal)
+            measures["bubblewrap/egress/slowest_answer_ms"] = measure(1000 * max(answered, default=math.inf))
     finally:
         for backend in backends.values():
             await backend.close()

@@ -30,7 +30,7 @@ from typing import Any
 
 from bench.report import measure, write_report
 from envs.policy import Sampling
-from rl.engine import EngineConfig, VllmEngine, worker_environment
+from rl.engine import CPU_BLOCK_TOKENS, EngineConfig, VllmEngine, worker_environment
 
 STARTED_S = time.time()
 CONFIG = EngineConfig(max_model_len=1024)
@@ -195,7 +195,7 @@ def engine_arguments(model: str) -> dict[str, Any]:
         "max_model_len": CONFIG.max_model_len,
         "max_num_seqs": CONFIG.max_num_seqs,
         "kv_cache_memory_bytes": 256 << 20,
-        "block_size": 32,
+        "block_size": CPU_BLOCK_TOKENS,
         "enforce_eager": True,
         "skip_tokenizer_init": True,
         "disable_log_stats": True,

@@ -36,7 +36,7 @@ from bench.report import measure, write_report
 from data.benchmarks import BENCHMARKS
 from data.builtin import build
 from data.prompt import load_arm, render
-from envs.chat import ChatFormat
+from envs.chat import ChatFormat, load_tokenizer
 from envs.tools import tool_set
 from rl.engine import serve_command
 from rl.evaluate import read_results
@@ -325,11 +325,9 @@ def launch(*words: str) -> None:
 def lm_eval(out: Path, url: str, model: Path, python: str) -> dict[str, Any]:
     """Two tasks of our own under lm-eval: which first call the model finds likeliest (log-probabilities of
     `/v1/completions`), and the code it names when asked for it with the documents at hand (`/v1/chat/completions`)."""
-    from transformers import AutoTokenizer
-
     tasks = out / "lm_eval"
     tasks.mkdir()
-    chat, arm = ChatFormat(AutoTokenizer.from_pretrained(model)), load_arm("compact")
+    chat, arm = ChatFormat(load_tokenizer(model)), load_arm("compact")
     kept = [task for task in build("tiny", "heldout", 200, 0) if task.reward == "number"][:16]
     call = '<tool_call>\n{"name": "%s", "arguments": %s}\n</tool_call>'
     choices = [

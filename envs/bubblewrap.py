@@ -20,6 +20,7 @@ import socket
 import stat
 import subprocess
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 from envs import network, seccomp
@@ -96,33 +97,30 @@ class Bubblewrap:
                 "use sandbox.backend=docker"
             )
         identity = new_id()
-        process, stream, errors, born = self._spawn(self._executor_command())
-        try:
-            stream.setblocking(False)
-            reader, writer = await asyncio.open_connection(sock=stream)
-        except BaseException:
-            stream.close()
-            os.close(errors)
-            os.close(born)
-            await _end(process)
-            raise
+        with self._spawn(self._executor_command()) as bwrap:
+            try:
+                bwrap.stream.setblocking(False)
+                reader, writer = await asyncio.open_connection(sock=bwrap.stream)
+            except BaseException:
+                bwrap.stream.close()
+                await _end(bwrap.process)
+                raise
 
-        async def end() -> None:
-            await _end(process)
-            if self._cgroups:
-                await asyncio.to_thread(self._cgroups.remove, identity)
+            async def end() -> None:
+                await _end(bwrap.process)
+                if self._cgroups:
+                    await asyncio.to_thread(self._cgroups.remove, identity)
 
-        box = Box(identity, reader, writer, end, self._config.limits.output_bytes, self._config.persist_shell)
-        try:
-            await asyncio.gather(box.hello(), self._settle(identity, born))
-        except BaseException as error:
-            await box.close()
-            if isinstance(error, SandboxDied):
-                raise SandboxDied(f"{error}: {_said(errors)}") from error
-            raise
-        finally:
-            os.close(errors)
-            os.close(born)
+            box = Box(identity, reader, writer, end, self._config.limits.output_bytes, self._config.persist_shell)
+            settling = asyncio.ensure_future(self._settle(identity, bwrap.born))
+            try:
+                await asyncio.gather(box.hello(), settling)
+            except BaseException as error:
+                settling.cancel()
+                await box.close()
+                if isinstance(error, SandboxDied):
+                    raise SandboxDied(f"{error}: {_said(bwrap.errors)}") from error
+                raise
         return box
 
     async def close(self) -> None:
@@ -135,7 +133,11 @@ class Bubblewrap:
             return
         said = b""
         try:
-            while part := await _read(born):
+            while True:
+                await _readable(born)
+                part = os.read(born, 4096)
+                if not part:
+                    break
                 said += part
             if not said:
                 return  # bwrap has failed, which `hello` reports with what it said
@@ -166,11 +168,9 @@ class Bubblewrap:
         options = executor_options(self._config.limits, watch_memory=not self._cgroups)
         return ["/usr/bin/python3", "-I", "-S", EXECUTOR_PATH, *options]
 
-    def _spawn(self, command: list[str]) -> tuple[subprocess.Popen[bytes], socket.socket, int, int]:
-        """Start `command` as PID 1 of a new sandbox: the process of bwrap, our end of its standard input, what it says
-        on standard error, and a pipe on which it tells of its child. Called in the event loop's thread: the kernel
-        sends the parent-death signal when the THREAD that forked ends, so a worker thread would take its sandboxes with
-        it."""
+    def _spawn(self, command: list[str]) -> "_Started":
+        """Start `command` as PID 1 of a new sandbox. Called in the event loop's thread: the kernel sends the
+        parent-death signal when the THREAD that forked ends, so a worker thread would take its sandboxes with it."""
         with ExitStack() as stack:
             ours, theirs = socket.socketpair()
             stack.callback(theirs.close)
@@ -201,21 +201,36 @@ class Bubblewrap:
                 os.close(errors)
                 os.close(born)
                 raise SandboxDied(f"cannot start bwrap: {error}") from error
-        return process, ours, errors, born
+        return _Started(process, ours, errors, born)
 
     def _compile(self) -> bytes:
         """The executor, compiled inside a first sandbox; which also shows whether this machine can start one."""
-        process, stream, errors, born = self._spawn(["/usr/bin/python3", "-I", "-S", "-c", COMPILE])
-        try:
-            with stream:
-                stream.settimeout(HELLO_S)
-                compiled = b"".join(iter(lambda: stream.recv(65536), b""))
-            if process.wait(HELLO_S) != 0 or not compiled:
-                raise BackendUnavailable(_mend(_said(errors)))
-        finally:
-            os.close(errors)
-            os.close(born)
+        with self._spawn(["/usr/bin/python3", "-I", "-S", "-c", COMPILE]) as bwrap, bwrap.stream as stream:
+            stream.settimeout(HELLO_S)
+            compiled = b"".join(iter(lambda: stream.recv(65536), b""))
+            if bwrap.process.wait(HELLO_S) != 0 or not compiled:
+                raise BackendUnavailable(_mend(_said(bwrap.errors)))
         return compiled
+
+
+@dataclass(frozen=True)
+class _Started:
+    """A bwrap that runs. A `with` closes the two descriptors at its end."""
+
+    process: subprocess.Popen[bytes]
+    stream: socket.socket
+    """Our end of its standard input."""
+    errors: int
+    """A file of what it says on standard error."""
+    born: int
+    """A pipe on which it tells of its child."""
+
+    def __enter__(self) -> "_Started":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.errors)
+        os.close(self.born)
 
 
 def _arguments(config: SandboxConfig) -> tuple[list[str], list[Placed]]:
@@ -356,16 +371,15 @@ def _said(errors: int) -> str:
     return os.pread(errors, 2000, max(0, size - 2000)).decode("utf-8", "replace").strip() or "no message"
 
 
-async def _read(pipe: int) -> bytes:
-    """The next bytes of a pipe that does not block, b"" at its end."""
+async def _readable(descriptor: int) -> None:
+    """Until a pipe has bytes or ends; until the process of a pidfd has ended."""
     loop = asyncio.get_running_loop()
     readable = asyncio.Event()
-    loop.add_reader(pipe, readable.set)
+    loop.add_reader(descriptor, readable.set)
     try:
         await readable.wait()
     finally:
-        loop.remove_reader(pipe)
-    return os.read(pipe, 4096)
+        loop.remove_reader(descriptor)
 
 
 async def _end(process: subprocess.Popen[bytes]) -> None:
@@ -375,17 +389,13 @@ async def _end(process: subprocess.Popen[bytes]) -> None:
     except ProcessLookupError:
         process.wait()
         return
-    loop = asyncio.get_running_loop()
-    ended = asyncio.Event()
-    loop.add_reader(descriptor, ended.set)
     try:
         try:
             async with asyncio.timeout(CLOSE_S):
-                await ended.wait()
+                await _readable(descriptor)
         except TimeoutError:
             process.send_signal(signal.SIGKILL)  # PID 1 inside dies with it
-            await ended.wait()
+            await _readable(descriptor)
     finally:
-        loop.remove_reader(descriptor)
         os.close(descriptor)
     process.wait()

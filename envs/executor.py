@@ -400,13 +400,13 @@ class Executor:
 
     def op_write(self, identity: bytes, fields: dict[bytes, bytes], payload: memoryview) -> None:
         """Records: u32 path length, u64 offset, u64 size, path, bytes. Offset 0 starts the file anew."""
-        rest = payload
-        while rest:
-            path_size, offset, size = RECORD.unpack_from(rest)
-            rest = rest[RECORD.size :]
-            if path_size + size > len(rest):
+        while payload:
+            path_size, offset, size = RECORD.unpack_from(payload)
+            payload = payload[RECORD.size :]
+            end = path_size + size
+            if end > len(payload):
                 raise ValueError("record longer than its frame")
-            path, data, rest = bytes(rest[:path_size]), rest[path_size : path_size + size], rest[path_size + size :]
+            path, data, payload = bytes(payload[:path_size]), payload[path_size:end], payload[end:]
             try:
                 file = open_file(path, posix.O_WRONLY | posix.O_CREAT, make=True)
                 try:

@@ -86,7 +86,8 @@ def specification() -> dict[str, Any]:
 
 
 def protect() -> None:
-    """Put the filter in place, whole or not at all. Raises BackendUnavailable when this process may not."""
+    """Put the filter in place, whole or not at all, and make room for many neighbours where that may be. Raises
+    BackendUnavailable when this process may not."""
     boot, namespace = Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/net")
     marker = " ".join([boot, namespace, *resolvers()])
     if os.geteuid() != 0:
@@ -96,6 +97,9 @@ def protect() -> None:
                 f"sudo {sys.executable} -m envs.network"
             )
         return
+    room = Path("/proc/sys/net/ipv4/neigh/default/gc_thresh3")  # the first network namespace alone has it
+    if os.access(room, os.W_OK) and int(room.read_text()) < MOST_NEIGHBOURS:
+        room.write_text(str(MOST_NEIGHBOURS))
     _run(["iptables-restore", "--wait", "--noflush"], _rules())
     if not _holds(["iptables", "--wait", "-n", "-L", USER]):
         _run(["iptables", "--wait", "-N", USER])
@@ -110,9 +114,6 @@ def protect() -> None:
 
 def route(subnet: IPv4Network) -> None:
     """Lead the traffic of our own bridge out, under this machine's address. Called once the filter is in place."""
-    room = Path("/proc/sys/net/ipv4/neigh/default/gc_thresh3")  # the first network namespace alone has it
-    if room.exists() and int(room.read_text()) < MOST_NEIGHBOURS:
-        room.write_text(str(MOST_NEIGHBOURS))
     forwarding = Path("/proc/sys/net/ipv4/ip_forward")
     if forwarding.read_text().strip() == "0":
         # This machine passed nothing on so far; it shall go on so for all but sandboxes.

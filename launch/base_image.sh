@@ -19,12 +19,12 @@ if [ ! -s "$TARBALL" ]; then
     mkdir -p "$CACHE"
     FOLDER=$(mktemp -d "$CACHE/base.XXXXXX")
     trap 'rm -rf "$FOLDER"' EXIT INT TERM
-    debootstrap --variant=minbase --include="$PACKAGES" "$SUITE" "$FOLDER/root" ${MIRROR:-} >"$FOLDER/log" 2>&1 || {
+    debootstrap --variant=minbase --include="$PACKAGES" "$SUITE" "$FOLDER/tree" ${MIRROR:-} >"$FOLDER/log" 2>&1 || {
         tail -20 "$FOLDER/log" >&2
         exit 1
     }
-    rm -rf "$FOLDER"/root/var/cache/apt/archives/*.deb "$FOLDER"/root/var/lib/apt/lists/*
-    tar -C "$FOLDER/root" --numeric-owner -cf "$FOLDER/base.tar" .
+    rm -rf "$FOLDER"/tree/var/cache/apt/archives/*.deb "$FOLDER"/tree/var/lib/apt/lists/*
+    tar -C "$FOLDER/tree" --numeric-owner -cf "$FOLDER/base.tar" .
     mv "$FOLDER/base.tar" "$TARBALL"
 fi
 docker import --change 'CMD ["/bin/bash"]' --change 'LABEL sandboxrl.workdir=tmpfs' "$TARBALL" "$IMAGE" >/dev/null

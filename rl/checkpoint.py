@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from data.errors import InputError
 
 LEARNER = "learner"
+"""The learner's part of a checkpoint folder."""
 STATE = "trainer.json"
 HALF = ".partial"
 

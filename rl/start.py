@@ -50,7 +50,7 @@ class StartConfig:
 CONFIGS = {"tiny": StartConfig()}
 
 
-def named_start(path: str, seed: int, root: Path = Path("runs/start")) -> tuple[StartConfig, Path]:
+def named_start(path: str, seed: int, root: Path) -> tuple[StartConfig, Path]:
     """The settings of the starting policy `start:NAME`, and its folder, which may not be there yet."""
     name = path.removeprefix(START_PREFIX)
     if name not in CONFIGS:

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
-from envs.chat import ChatFormat
+from envs.chat import ChatFormat, load_tokenizer
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 # `<tool` begins like others and is no token of Qwen3's: the longest must win
@@ -82,7 +82,7 @@ def real_tokenizer(template_name: str) -> Any:
 
 @functools.cache
 def _loaded(folder: Path) -> Any:
-    return AutoTokenizer.from_pretrained(folder)
+    return load_tokenizer(folder)
 
 
 FORMATS = ("small hermes", "small qwen3_coder", "real hermes", "real qwen3_coder")

@@ -207,6 +207,6 @@ def test_a_policy_is_made_once_for_each_seed(tmp_path):
     assert len(prints) == 5 and fingerprint(StartConfig()) in prints
 
 
-def test_an_unknown_policy_is_named():
+def test_an_unknown_policy_is_named(tmp_path):
     with pytest.raises(InputError, match="did you mean 'tiny'"):
-        named_start("start:tinny", 0)
+        named_start("start:tinny", 0, tmp_path)
