@@ -240,7 +240,7 @@ def _arguments(config: SandboxConfig) -> tuple[list[str], list[Placed]]:
         *("--unshare-user", "--unshare-all", "--disable-userns", "--as-pid-1", "--die-with-parent", "--new-session"),
         *("--cap-drop", "ALL", "--uid", str(INSIDE_UID), "--gid", str(INSIDE_UID), "--clearenv"),
         *("--setenv", "PATH", "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"),
-        *("--setenv", "HOME", HOME, "--setenv", "USER", "user", "--setenv", "LANG", "C.UTF-8"),
+        *("--setenv", "HOME", HOME, "--setenv", "USER", "user", "--setenv", "LC_CTYPE", "C.UTF-8"),
         *(("--share-net",) if config.network == "full" else ("--hostname", "sandbox")),
     ]
     for name, value in config.env.items():

@@ -9,8 +9,7 @@ Compared with vLLM's AsyncLLM this starts 5 s sooner, decodes about a fifth fast
 process behind when it is killed. Weights change between two steps; requests in flight are frozen, computed anew under
 the new weights and go on, and every token says which version drew it.
 
-This is the only file that imports vllm, beside `rl/receiver.py`, which vLLM loads into its worker, and the GPU part of
-`rl/weights.py`.
+This is the only file that imports vllm, beside `rl/cpu_worker.py` and the GPU part of `rl/weights.py`.
 """
 
 import asyncio
@@ -302,6 +301,7 @@ class VllmEngine:
         if os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") != "0":
             raise RuntimeError("this process was not started with rl.engine.worker_environment")
         from vllm.config import WeightTransferConfig
+        from vllm.config.kernel import IrOpPriorityConfig
         from vllm.engine.arg_utils import EngineArgs
         from vllm.v1.engine.llm_engine import LLMEngine
 
@@ -309,6 +309,11 @@ class VllmEngine:
         dtype = config.dtype
         if dtype == "auto":
             dtype = "float32" if cpu else "bfloat16"
+        norms = IrOpPriorityConfig()
+        if cpu:
+            from rl.cpu_worker import FUSED_NORMS
+
+            norms = IrOpPriorityConfig(rms_norm=[FUSED_NORMS], fused_add_rms_norm=[FUSED_NORMS])
         arguments = EngineArgs(
             model=self._model,
             dtype=dtype,
@@ -331,7 +336,7 @@ class VllmEngine:
             generation_config="vllm",  # neutral sampling, whatever the model's folder says
             logprobs_mode="processed_logprobs",
             weight_transfer_config=WeightTransferConfig(backend=backend),
-            worker_extension_cls="rl.receiver.Extension" if backend == "shm" else "",
+            ir_op_priority=norms,
         )
         self._llm = LLMEngine.from_engine_args(arguments)
         model = self._llm.model_config

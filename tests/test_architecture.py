@@ -13,7 +13,7 @@ ROOMS = ["data", "envs", "rl", "launch"]
 """A room imports only rooms to its left."""
 HEAVY = {
     "torch": {"rl"},
-    "vllm": {"rl/engine.py", "rl/receiver.py", "rl/weights.py"},
+    "vllm": {"rl/engine.py", "rl/cpu_worker.py", "rl/weights.py"},
     "ray": {"rl", "launch"},
     "docker": {"envs/docker.py", "launch/image.py"},
     "wandb": {"rl/metrics.py"},

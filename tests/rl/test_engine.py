@@ -143,3 +143,22 @@ def test_a_wrong_knob_is_one_clear_line():
     with pytest.raises(InputError, match="engine.threads must be at least 1"):
         EngineConfig(threads=0)
     assert worker_environment(EngineConfig(threads=2))["OMP_NUM_THREADS"] == "2"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_our_norms_are_vllms_own_and_the_engine_takes_them(engine, dtype):
+    """Also of slices of a larger tensor, as queries and keys are; the kernel knows nothing of strides."""
+    import torch
+    from vllm import ir
+
+    from rl.cpu_worker import FUSED_NORMS, fused_add_rms_norm, rms_norm
+
+    assert ir.ops.rms_norm.get_priority()[0] == ir.ops.fused_add_rms_norm.get_priority()[0] == FUSED_NORMS
+    wide = torch.randn(5, 4, 96, dtype=getattr(torch, dtype))
+    x, weight = wide[..., 32:64], torch.rand(32, dtype=wide.dtype)
+    expected = ir.ops.rms_norm.impls["native"].impl_fn(x, weight, 1e-6)
+    torch.testing.assert_close(rms_norm.impl_fn(x, weight, 1e-6), expected)
+    flat, residual = x.contiguous(), torch.randn(5, 4, 32, dtype=wide.dtype)
+    expected = ir.ops.fused_add_rms_norm.impls["native"].impl_fn(flat.clone(), residual.clone(), weight, 1e-6)
+    torch.testing.assert_close(fused_add_rms_norm.impl_fn(flat, residual, weight, 1e-6), expected)
+    assert not fused_add_rms_norm.supports_args(x, residual, weight, 1e-6)

@@ -1,14 +1,17 @@
-"""The shared-memory weight transfer of vLLM on CPU: the end that runs inside vLLM's worker.
+"""What vLLM's worker lacks on CPU. Importing it registers all of it with vLLM, in the process that holds the worker.
 
-vLLM has weight-transfer backends for GPUs only (nccl, ipc). This module adds `shm`, so that a CPU engine is updated by
-the very calls that update a GPU engine. vLLM imports it inside its worker, as the module of `worker_extension_cls`;
-nothing else does. `rl.weights` is the other end.
+- Weight transfer. vLLM has backends for GPUs only (nccl, ipc); `shm` makes a CPU engine be updated by the very calls
+  that update a GPU engine. `rl.weights` is its other end.
+- Fused norms. vLLM compiles its RMSNorm for CPUs but offers it to GPUs only, and takes six passes instead. With them a
+  small model's engine needs a tenth less time.
 """
 
 from dataclasses import dataclass
 
 import torch
 from safetensors import safe_open
+from torch import Tensor
+from vllm import ir
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
     WeightTransferInitInfo,
@@ -16,6 +19,9 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+FUSED_NORMS = "cpu_fused"
+"""The name of their provider, for `EngineArgs.ir_op_priority`."""
 
 
 @dataclass
@@ -71,8 +77,32 @@ def repack_cpu(model: torch.nn.Module) -> None:
             module.quant_method.process_weights_after_loading(module)
 
 
-class Extension:
-    """Adds nothing to vLLM's worker: naming it makes every worker import this module, which registers the backend."""
+def _norm_fits(x: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None = None) -> bool:
+    return weight is not None and weight.dtype == x.dtype and variance_size is None
+
+
+@ir.ops.rms_norm.register_impl(FUSED_NORMS, supports_args=_norm_fits)
+def rms_norm(x: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None = None) -> Tensor:
+    """`weight * x / sqrt(mean(x**2) + epsilon)` over the last dimension."""
+    x = x.contiguous()  # the kernel does not look at strides, and queries and keys are slices of one product
+    out = torch.empty_like(x)
+    torch.ops._C.rms_norm(out, x, weight, epsilon)
+    return out
+
+
+def _sum_norm_fits(
+    x: Tensor, x_residual: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None = None
+) -> bool:
+    return _norm_fits(x, weight, epsilon, variance_size) and x.is_contiguous() and x_residual.is_contiguous()
+
+
+@ir.ops.fused_add_rms_norm.register_impl(FUSED_NORMS, supports_args=_sum_norm_fits, inplace=True)
+def fused_add_rms_norm(
+    x: Tensor, x_residual: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """(`rms_norm` of the sum, the sum), in place of `x` and `x_residual`."""
+    torch.ops._C.fused_add_rms_norm(x, x_residual, weight, epsilon)
+    return x, x_residual
 
 
 WeightTransferEngineFactory.register_engine("shm", SharedMemoryTransfer)
