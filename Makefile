@@ -11,11 +11,13 @@ RUN := source .venv/bin/activate &&
 train: .venv/.ready
 	@$(RUN) python -m launch train recipes/tiny.yaml name=$(NAME) $(ARGS)
 
-# Light tests share the cores. The heavy ones run one at a time, each file in a process of its own: Ray does not start
-# twice in one without traces of the first.
-test: .venv/.ready lint
+# Light tests share the cores, with lint. The heavy ones run one at a time, each file in a process of its own: Ray does
+# not start twice in one without traces of the first.
+test: .venv/.ready
 	@$(RUN) export OMP_NUM_THREADS=1; status=0; \
-	python -m pytest -q -m "not heavy" -n 3 --dist loadfile $(ARGS) || status=1; \
+	$(MAKE) --no-print-directory lint & linting=$$!; \
+	python -m pytest -q -m "not heavy" -n 4 --dist loadfile $(ARGS) || status=1; \
+	wait $$linting || status=1; \
 	for file in $$(grep -rl "mark.heavy" tests --include="test_*.py" | sort); do \
 		echo "== $$file"; python -m pytest -q -m heavy $$file $(ARGS) || status=1; \
 	done; exit $$status

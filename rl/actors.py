@@ -25,7 +25,7 @@ from rl.batch import Batch, LearnerConfig
 from rl.checkpoint import LEARNER
 from rl.cluster import cause
 from rl.config import Recipe
-from rl.engine import on_cpu, weight_backend, worker_environment
+from rl.engine import garbage_left_alone, on_cpu, weight_backend, worker_environment
 from rl.metrics import Log
 from rl.trainer import RunFailed
 from rl.worker import RolloutWorker
@@ -205,7 +205,8 @@ class LearnerRank:
     """An `rl.learner.Learner` in a process of its own, the only one that imports torch: that takes seconds."""
 
     def __init__(self, rank: int, config: LearnerConfig) -> None:
-        from rl.learner import Learner
+        with garbage_left_alone():
+            from rl.learner import Learner
 
         self._learner = Learner(rank, config)
 
