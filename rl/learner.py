@@ -63,7 +63,7 @@ class Learner:
         if on_gpu:
             torch.cuda.set_device(self.rank % torch.cuda.device_count())
         torch.set_num_threads(config.threads)
-        policy = load_policy(model_dir, config.logprob_chunk)
+        policy = load_policy(model_dir, config.logprob_chunk, with_weights=self.rank == 0)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
             init_method=f"tcp://{address}",

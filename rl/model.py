@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -116,9 +118,9 @@ class Policy(nn.Module):
         return SelectedLogprobs.apply(hidden[trained - 1], head, ids[trained], temperature, self.chunk)
 
 
-def load_policy(folder: str | Path, chunk: int) -> Policy:
-    """The model of a Hugging Face folder on the CPU, in the dtype it was saved in. Raises InputError for a model that
-    the learner cannot compute."""
+def load_policy(folder: str | Path, chunk: int, with_weights: bool = True) -> Policy:
+    """The model of a Hugging Face folder on the CPU, in the dtype it was saved in; without its weights on device meta,
+    where it takes no memory. Raises InputError for a model that the learner cannot compute."""
     if not (Path(folder) / "config.json").is_file():
         raise InputError(f"{folder} is no Hugging Face model folder: it has no config.json")
     config = AutoConfig.from_pretrained(folder)
@@ -127,7 +129,11 @@ def load_policy(folder: str | Path, chunk: int) -> Policy:
         raise InputError(
             f"{folder}: {config.model_type} has layers without full attention, which rows cannot be packed for"
         )
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", attn_implementation=PACKED)
+    if with_weights:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", attn_implementation=PACKED)
+    else:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, attn_implementation=PACKED)
     if getattr(config, "attention_dropout", 0) or any(m.p for m in model.modules() if isinstance(m, nn.Dropout)):
         raise InputError(
             f"{folder}: {config.model_type} has dropout, so its log-probabilities would not be the engine's"
@@ -143,15 +149,34 @@ def shard(policy: Policy, mesh: DeviceMesh, compute_dtype: torch.dtype, gradient
 
     Parameters become float32 whatever they were saved in; with `compute_dtype` bfloat16 they are gathered and
     multiplied as bfloat16 and gradients are reduced in float32. Goes layer by layer: no GPU ever holds the whole model.
+    Rank 0 has the weights and hands them to the others, so that the machines hold the model once and not once a rank.
     """
     mixed = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
     options = {"mesh": mesh, "mp_policy": MixedPrecisionPolicy() if compute_dtype == torch.float32 else mixed}
     if gradient_checkpointing:
         policy.language_model.gradient_checkpointing_enable({"use_reentrant": False})
     for unit in (*policy.language_model.model.layers, policy):
-        unit.to(device=mesh.device_type, dtype=torch.float32)
+        _place(unit, torch.device(mesh.device_type))
         fully_shard(unit, **options)
     policy.train()
+
+
+def _place(unit: nn.Module, device: torch.device) -> None:
+    """Put what of `unit` is not sharded yet on the device, in float32, with rank 0's values on every rank. A parameter
+    that two modules share stays shared."""
+    placed: dict[Tensor, Tensor] = {}
+    for module in unit.modules():
+        for table in (module._parameters, module._buffers):
+            for name, tensor in table.items():
+                if tensor is None or isinstance(tensor, DTensor):
+                    continue
+                if tensor not in placed:
+                    dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
+                    whole = torch.empty_like(tensor, dtype=dtype, device=device) if tensor.is_meta else tensor.detach()
+                    whole = whole.to(device, dtype).contiguous()
+                    dist.broadcast(whole, src=0)
+                    placed[tensor] = nn.Parameter(whole) if isinstance(tensor, nn.Parameter) else whole
+                table[name] = placed[tensor]
 
 
 def named_weights(

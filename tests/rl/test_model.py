@@ -164,6 +164,14 @@ def test_weights_have_the_names_and_values_of_the_folder(folder):
     assert all(tensor.is_meta for _, tensor in described)
 
 
+def test_without_its_weights_a_model_has_the_same_form_and_takes_no_memory(folder):
+    """So the other ranks wait for rank 0's values; that they compute with these, `test_two_ranks_...` shows."""
+    whole, empty = load_policy(folder, 64), load_policy(folder, 64, with_weights=False)
+    for kind in ("named_parameters", "named_buffers"):
+        there = {name: tensor.shape for name, tensor in getattr(whole, kind)()}
+        assert there == {name: tensor.shape for name, tensor in getattr(empty, kind)() if tensor.is_meta}
+
+
 def test_a_model_that_cannot_be_computed_is_refused(tmp_path):
     with pytest.raises(InputError, match="config.json"):
         load_policy(tmp_path, 64)
