@@ -16,7 +16,7 @@ train: .venv/.ready
 test: .venv/.ready
 	@$(RUN) export OMP_NUM_THREADS=1; status=0; \
 	$(MAKE) --no-print-directory lint & linting=$$!; \
-	python -m pytest -q -m "not heavy" -n 4 --dist loadfile $(ARGS) || status=1; \
+	python -m pytest -q -m "not heavy" -n 3 --dist loadfile $(ARGS) || status=1; \
 	wait $$linting || status=1; \
 	for file in $$(grep -rl "mark.heavy" tests --include="test_*.py" | sort); do \
 		echo "== $$file"; python -m pytest -q -m heavy $$file $(ARGS) || status=1; \
