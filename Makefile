@@ -5,6 +5,7 @@ SHELL := /bin/bash
 NAME ?= tiny
 ARGS ?=
 RUN := source .venv/bin/activate &&
+LINT := ruff check -q . && ruff format -q --check . && mypy
 
 .PHONY: train test setup lint
 
@@ -15,7 +16,7 @@ train: .venv/.ready
 # not start twice in one without traces of the first.
 test: .venv/.ready
 	@$(RUN) export OMP_NUM_THREADS=1; status=0; \
-	$(MAKE) --no-print-directory lint & linting=$$!; \
+	{ $(LINT); } & linting=$$!; trap 'kill $$linting 2>/dev/null; exit 130' INT; \
 	python -m pytest -q -m "not heavy" -n 3 --dist loadfile $(ARGS) || status=1; \
 	wait $$linting || status=1; \
 	for file in $$(grep -rl "mark.heavy" tests --include="test_*.py" | sort); do \
@@ -23,7 +24,7 @@ test: .venv/.ready
 	done; exit $$status
 
 lint: .venv/.ready
-	@$(RUN) ruff check -q . && ruff format -q --check . && mypy
+	@$(RUN) $(LINT)
 
 setup: .venv/.ready
 

@@ -41,7 +41,7 @@ STEPS = 7
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.rollout", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="JSON file to write")
-    parser.add_argument("--quick", action="store_true", help="fewer repeats and steps: under five minutes")
+    parser.add_argument("--quick", action="store_true", help="fewer repeats: under five minutes")
     parser.add_argument("--model", default="start:tiny", help="Hugging Face folder, or start:tiny")
     parser.add_argument("--recipe", default="recipes/tiny.yaml")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
@@ -205,7 +205,7 @@ def ours_part(args: argparse.Namespace) -> dict[str, float]:
 
 
 def engine_arguments(model: str) -> dict[str, Any]:
-    """What `VllmEngine` gives vLLM, as far as it is about speed."""
+    """What `VllmEngine` gives vLLM, as far as it is about speed; its norms are our own and not here."""
     return {
         "model": model,
         "dtype": "float32",

@@ -64,6 +64,7 @@ class RayWorkers:
         """Called with fresh workers; set by the learners once they have published anything."""
 
     async def start(self) -> None:
+        weight_backend(self._recipe.engine)  # raises InputError before any process starts
         count = self._recipe.num_workers
         self._handles, self._load = [self._spawn() for _ in range(count)], [0] * count
         await self._wait_for([handle.start.remote() for handle in self._handles])

@@ -51,7 +51,7 @@ class LearnerConfig:
     threads: int = 1
     """CPU threads of each process."""
     timeout_s: float = 600.0
-    """A collective that waits longer for another rank fails."""
+    """A collective that waits longer for another rank fails. The first one waits until rank 0 has read the model."""
 
     def __post_init__(self) -> None:
         for name, valid in (("device", DEVICES), ("dtype", DTYPES)):

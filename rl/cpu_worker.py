@@ -78,7 +78,8 @@ def repack_cpu(model: torch.nn.Module) -> None:
 
 
 def _norm_fits(x: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None = None) -> bool:
-    return weight is not None and weight.dtype == x.dtype and variance_size is None
+    """The kernel takes one dtype and whole vectors of at most 16 numbers; what it does not take goes the slow way."""
+    return weight is not None and weight.dtype == x.dtype and variance_size is None and x.shape[-1] % 16 == 0
 
 
 @ir.ops.rms_norm.register_impl(FUSED_NORMS, supports_args=_norm_fits)
@@ -93,7 +94,8 @@ def rms_norm(x: Tensor, weight: Tensor | None, epsilon: float, variance_size: in
 def _sum_norm_fits(
     x: Tensor, x_residual: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None = None
 ) -> bool:
-    return _norm_fits(x, weight, epsilon, variance_size) and x.is_contiguous() and x_residual.is_contiguous()
+    fits = _norm_fits(x, weight, epsilon, variance_size) and x_residual.dtype == x.dtype
+    return fits and x.is_contiguous() and x_residual.is_contiguous()
 
 
 @ir.ops.fused_add_rms_norm.register_impl(FUSED_NORMS, supports_args=_sum_norm_fits, inplace=True)

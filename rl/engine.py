@@ -83,7 +83,7 @@ def on_cpu() -> bool:
 
 @contextlib.contextmanager
 def garbage_left_alone() -> Iterator[None]:
-    """Importing torch and vLLM makes a million objects that stay; to look for garbage among them takes a fifth more."""
+    """Starting torch and vLLM makes a million objects that stay; to look for garbage among them takes a fifth more."""
     gc.disable()
     try:
         yield
@@ -104,10 +104,15 @@ def serve_command(model: str, call_format: str, max_model_len: int = 4096) -> li
 
 
 def weight_backend(config: EngineConfig) -> str:
-    """The backend that `auto` stands for on this machine."""
-    if config.weight_backend == "auto":
-        return "shm" if on_cpu() else "nccl"
-    return config.weight_backend
+    """The backend that `auto` stands for on this machine. Raises InputError for an engine that cannot run on it."""
+    cpu = on_cpu()
+    if cpu and config.tensor_parallel_size > 1:
+        raise InputError(f"engine.tensor_parallel_size {config.tensor_parallel_size}: it must be 1 on CPU")
+    backend = config.weight_backend if config.weight_backend != "auto" else "shm" if cpu else "nccl"
+    if (backend == "shm") != cpu:
+        valid = "shm" if cpu else "nccl, ipc"
+        raise InputError(f"engine.weight_backend {backend}: valid with this build of vLLM are auto, {valid}")
+    return backend
 
 
 def worker_environment(config: EngineConfig) -> dict[str, str]:

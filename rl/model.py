@@ -153,12 +153,26 @@ def shard(policy: Policy, mesh: DeviceMesh, compute_dtype: torch.dtype, gradient
     """
     mixed = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
     options = {"mesh": mesh, "mp_policy": MixedPrecisionPolicy() if compute_dtype == torch.float32 else mixed}
+    forms: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(forms, _form(policy))
+    if any(form != forms[0] for form in forms):
+        raise InputError(
+            "the model's folder holds other tensors than its config.json describes (a head of its own where it says "
+            "tie_word_embeddings, or quantized weights); the ranks of a learner need one form"
+        )
     if gradient_checkpointing:
         policy.language_model.gradient_checkpointing_enable({"use_reentrant": False})
     for unit in (*policy.language_model.model.layers, policy):
         _place(unit, torch.device(mesh.device_type))
         fully_shard(unit, **options)
     policy.train()
+
+
+def _form(policy: Policy) -> list[tuple[str, tuple[int, ...], str]]:
+    """(name, shape, first name of the same tensor) of every parameter and buffer."""
+    first: dict[Tensor, str] = {}
+    tensors = (*policy.named_parameters(remove_duplicate=False), *policy.named_buffers(remove_duplicate=False))
+    return [(name, tuple(tensor.shape), first.setdefault(tensor, name)) for name, tensor in tensors]
 
 
 def _place(unit: nn.Module, device: torch.device) -> None:
@@ -175,7 +189,9 @@ def _place(unit: nn.Module, device: torch.device) -> None:
                     whole = torch.empty_like(tensor, dtype=dtype, device=device) if tensor.is_meta else tensor.detach()
                     whole = whole.to(device, dtype).contiguous()
                     dist.broadcast(whole, src=0)
-                    placed[tensor] = nn.Parameter(whole) if isinstance(tensor, nn.Parameter) else whole
+                    placed[tensor] = whole
+                    if isinstance(tensor, nn.Parameter):
+                        placed[tensor] = nn.Parameter(whole, tensor.requires_grad)
                 table[name] = placed[tensor]
 
 

@@ -88,7 +88,7 @@ with socket.create_server(("0.0.0.0", {port})) as server:
 @contextlib.contextmanager
 def world():
     """A machine beyond this one that answers on PUBLIC and in each range that is near: (port, near addresses). It is a
-    network namespace, linked and routed to; when its one process ends, all of that is gone."""
+    network namespace, linked and routed to, and gone with its one process; the link is taken away at once."""
     blocks = [ipaddress.ip_network(block) for block in NEAR]
     near = [str(block[block.num_addresses // 2 + 7]) for block in blocks if not block.is_loopback | block.is_multicast]
     link, here, port = f"world{os.getpid()}", "198.51.100.1", 8000
@@ -108,6 +108,7 @@ def world():
             assert said.stdout.decode().split() == [PUBLIC, *near], "this machine reaches all of them"
             yield port, near
         finally:
+            subprocess.run(["ip", "link", "delete", link])  # the kernel would do it some time after the process's end
             server.kill()
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from data.errors import InputError
 from envs.policy import EngineLost, Sampling
-from rl.engine import EngineConfig, worker_environment
+from rl.engine import EngineConfig, weight_backend, worker_environment
 from rl.weights import SharedWeights
 from tests.rl.engines import STOP, running
 from tests.rl.tiny import VOCABULARY
@@ -142,6 +142,10 @@ def test_a_wrong_knob_is_one_clear_line():
         EngineConfig(dtype="fp8")
     with pytest.raises(InputError, match="engine.threads must be at least 1"):
         EngineConfig(threads=0)
+    with pytest.raises(InputError, match="engine.tensor_parallel_size 2: it must be 1 on CPU"):
+        weight_backend(EngineConfig(tensor_parallel_size=2))
+    with pytest.raises(InputError, match="engine.weight_backend nccl: valid with this build of vLLM are auto, shm"):
+        weight_backend(EngineConfig(weight_backend="nccl"))
     assert worker_environment(EngineConfig(threads=2))["OMP_NUM_THREADS"] == "2"
 
 
@@ -162,3 +166,4 @@ def test_our_norms_are_vllms_own_and_the_engine_takes_them(engine, dtype):
     expected = ir.ops.fused_add_rms_norm.impls["native"].impl_fn(flat.clone(), residual.clone(), weight, 1e-6)
     torch.testing.assert_close(fused_add_rms_norm.impl_fn(flat, residual, weight, 1e-6), expected)
     assert not fused_add_rms_norm.supports_args(x, residual, weight, 1e-6)
+    assert not rms_norm.supports_args(x[..., :30], weight[:30], 1e-6), "the kernel ends the process"

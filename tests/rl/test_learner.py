@@ -3,11 +3,13 @@
 import dataclasses
 import math
 import random
+import shutil
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from data.errors import InputError
@@ -415,6 +417,17 @@ def test_two_ranks_give_the_numbers_of_one(kind, sizes, minibatches, max_tokens,
         assert [s[key] for s in first[0]] == pytest.approx([s[key] for s in expected], abs=1e-5)
     assert [s["grad_norm"] for s in first[0]] == pytest.approx([s["grad_norm"] for s in expected], rel=1e-4)
     assert first[1] == pytest.approx(weights, rel=1e-5)
+
+
+@pytest.mark.heavy
+def test_a_folder_that_its_config_does_not_describe_is_refused_by_every_rank(tied, tmp_path):
+    """Rank 0 reads the folder, the others build what its config.json says; broadcasts would pair other tensors."""
+    folder = shutil.copytree(tied, tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"] + 1
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(AssertionError, match="other tensors than its config.json describes"):
+        on_ranks(work_train, str(folder), dataclasses.replace(FAST, world_size=2), args=((), 1))
 
 
 @pytest.mark.heavy
