@@ -31,6 +31,7 @@ from typing import Any
 from bench.report import measure, write_report
 from envs.policy import Sampling
 from rl.engine import CPU_BLOCK_TOKENS, EngineConfig, VllmEngine, worker_environment
+from rl.metrics import read_jsonl
 
 STARTED_S = time.time()
 CONFIG = EngineConfig(max_model_len=1024)
@@ -121,10 +122,7 @@ def round_of_steps(args: argparse.Namespace, seed: int) -> dict[str, list[float]
             }
             words = [f"{key}={value}" for key, value in overrides.items()]
             subprocess.run([sys.executable, "-m", "launch", "train", args.recipe, *words], check=True)
-        ahead, in_step = (
-            [json.loads(line) for line in (Path(folder) / name / "metrics.jsonl").read_text().splitlines()][2:]
-            for name in ("ahead", "in_step")
-        )
+        ahead, in_step = (read_jsonl(Path(folder) / name / "metrics.jsonl")[2:] for name in ("ahead", "in_step"))
         files = [Path(folder) / "ahead" / "trajectories" / f"step_{row['step']:06d}.jsonl" for row in ahead]
         raw = part("replay", args, "--trajectories", *map(str, files))["seconds"]
     return {
@@ -263,7 +261,7 @@ def replay_part(args: argparse.Namespace) -> dict[str, list[float]]:
     seconds = []
     for file in args.trajectories[:1] + args.trajectories:  # the first once more, to warm up
         llm.reset_prefix_cache()
-        turns = {str(i): turns_of(json.loads(line)) for i, line in enumerate(file.read_text().splitlines())}
+        turns = {str(i): turns_of(row) for i, row in enumerate(read_jsonl(file))}
         began = time.perf_counter()
         for name in turns:
             submit(llm, name, turns)

@@ -25,7 +25,7 @@ from rl.batch import Batch, LearnerConfig
 from rl.checkpoint import LEARNER
 from rl.cluster import cause
 from rl.config import Recipe
-from rl.engine import garbage_left_alone, on_cpu, weight_backend, worker_environment
+from rl.engine import check_runs_here, garbage_left_alone, on_cpu, weight_backend, worker_environment
 from rl.metrics import Log
 from rl.trainer import RunFailed
 from rl.worker import RolloutWorker
@@ -64,7 +64,7 @@ class RayWorkers:
         """Called with fresh workers; set by the learners once they have published anything."""
 
     async def start(self) -> None:
-        weight_backend(self._recipe.engine)  # raises InputError before any process starts
+        check_runs_here(self._recipe.engine)
         count = self._recipe.num_workers
         self._handles, self._load = [self._spawn() for _ in range(count)], [0] * count
         await self._wait_for([handle.start.remote() for handle in self._handles])

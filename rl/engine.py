@@ -104,15 +104,20 @@ def serve_command(model: str, call_format: str, max_model_len: int = 4096) -> li
 
 
 def weight_backend(config: EngineConfig) -> str:
-    """The backend that `auto` stands for on this machine. Raises InputError for an engine that cannot run on it."""
-    cpu = on_cpu()
+    """The backend that `auto` stands for on this machine."""
+    if config.weight_backend == "auto":
+        return "shm" if on_cpu() else "nccl"
+    return config.weight_backend
+
+
+def check_runs_here(config: EngineConfig) -> None:
+    """Raises InputError for an engine that cannot run with the installed build of vLLM."""
+    cpu, backend = on_cpu(), weight_backend(config)
     if cpu and config.tensor_parallel_size > 1:
         raise InputError(f"engine.tensor_parallel_size {config.tensor_parallel_size}: it must be 1 on CPU")
-    backend = config.weight_backend if config.weight_backend != "auto" else "shm" if cpu else "nccl"
     if (backend == "shm") != cpu:
         valid = "shm" if cpu else "nccl, ipc"
         raise InputError(f"engine.weight_backend {backend}: valid with this build of vLLM are auto, {valid}")
-    return backend
 
 
 def worker_environment(config: EngineConfig) -> dict[str, str]:
@@ -317,6 +322,7 @@ class VllmEngine:
     def _open(self) -> None:
         if os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") != "0":
             raise RuntimeError("this process was not started with rl.engine.worker_environment")
+        check_runs_here(self._config)
         from vllm.config import WeightTransferConfig
         from vllm.config.kernel import IrOpPriorityConfig
         from vllm.engine.arg_utils import EngineArgs

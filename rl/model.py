@@ -176,23 +176,25 @@ def _form(policy: Policy) -> list[tuple[str, tuple[int, ...], str]]:
 
 
 def _place(unit: nn.Module, device: torch.device) -> None:
-    """Put what of `unit` is not sharded yet on the device, in float32, with rank 0's values on every rank. A parameter
+    """Put what of `unit` is not sharded yet on the device, in float32, with rank 0's values on every rank. A tensor
     that two modules share stays shared."""
     placed: dict[Tensor, Tensor] = {}
-    for module in unit.modules():
-        for table in (module._parameters, module._buffers):
-            for name, tensor in table.items():
-                if tensor is None or isinstance(tensor, DTensor):
-                    continue
-                if tensor not in placed:
-                    dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
-                    whole = torch.empty_like(tensor, dtype=dtype, device=device) if tensor.is_meta else tensor.detach()
-                    whole = whole.to(device, dtype).contiguous()
-                    dist.broadcast(whole, src=0)
-                    placed[tensor] = whole
-                    if isinstance(tensor, nn.Parameter):
-                        placed[tensor] = nn.Parameter(whole, tensor.requires_grad)
-                table[name] = placed[tensor]
+    for table in (table for module in unit.modules() for table in (module._parameters, module._buffers)):
+        for name, tensor in table.items():
+            if tensor is None or isinstance(tensor, DTensor):
+                continue
+            if tensor not in placed:
+                placed[tensor] = _placed(tensor, device)
+            table[name] = placed[tensor]
+
+
+def _placed(tensor: Tensor, device: torch.device) -> Tensor:
+    """Rank 0's values of `tensor` on the device, as a parameter if it is one."""
+    dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
+    whole = torch.empty_like(tensor, dtype=dtype, device=device) if tensor.is_meta else tensor.detach()
+    whole = whole.to(device, dtype).contiguous()
+    dist.broadcast(whole, src=0)
+    return nn.Parameter(whole, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else whole
 
 
 def named_weights(

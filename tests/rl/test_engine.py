@@ -7,7 +7,7 @@ import pytest
 
 from data.errors import InputError
 from envs.policy import EngineLost, Sampling
-from rl.engine import EngineConfig, weight_backend, worker_environment
+from rl.engine import EngineConfig, check_runs_here, worker_environment
 from rl.weights import SharedWeights
 from tests.rl.engines import STOP, running
 from tests.rl.tiny import VOCABULARY
@@ -143,9 +143,9 @@ def test_a_wrong_knob_is_one_clear_line():
     with pytest.raises(InputError, match="engine.threads must be at least 1"):
         EngineConfig(threads=0)
     with pytest.raises(InputError, match="engine.tensor_parallel_size 2: it must be 1 on CPU"):
-        weight_backend(EngineConfig(tensor_parallel_size=2))
+        check_runs_here(EngineConfig(tensor_parallel_size=2))
     with pytest.raises(InputError, match="engine.weight_backend nccl: valid with this build of vLLM are auto, shm"):
-        weight_backend(EngineConfig(weight_backend="nccl"))
+        check_runs_here(EngineConfig(weight_backend="nccl"))
     assert worker_environment(EngineConfig(threads=2))["OMP_NUM_THREADS"] == "2"
 
 
