@@ -1,15 +1,16 @@
-"""Sandboxes without a daemon: Linux namespaces made by `bwrap`, for root and for an ordinary user alike.
+"""Sandboxes without a daemon: Linux namespaces, for root and for an ordinary user alike.
 
-Each sandbox has its own user, pid, mount, network, ipc, uts and cgroup namespaces, no capability, a system call filter
-(`envs/seccomp.py`) and cannot make further user namespaces. Its root is read-only: the host's system directories by
-allow-list, or a root filesystem folder. Writes go to size-limited memory filesystems that vanish with it.
+`bwrap` makes once, for all sandboxes of a backend, the root that they see: read-only, the host's system directories by
+allow-list or a root filesystem folder. In it the nursery (`envs/nursery.py`) forks each sandbox, which has its own
+user, pid, mount, network, ipc, uts and cgroup namespaces, no capability, a system call filter (`envs/seccomp.py`) and
+no way to further user namespaces. Writes go to size-limited memory filesystems that vanish with it.
 
-Nothing runs as uid 0: started by root, bwrap would map the sandbox's user to the host's root, which can write
-`/proc/sys/kernel/core_pattern`. Root therefore drops first to a uid of that one sandbox; an ordinary user keeps
-its own.
+Nothing runs as uid 0: mapped to the host's root, a sandbox could write `/proc/sys/kernel/core_pattern`. Root gives the
+nursery and each sandbox a uid of its own; an ordinary user keeps its own.
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -20,22 +21,23 @@ import socket
 import stat
 import subprocess
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
-from envs import network, seccomp
+from envs import executor, network, nursery, seccomp
 from envs.cgroups import Cgroups
 from envs.links import Bridge
+from envs.nursery import FILTER_PATH, INSIDE_UID, Settings
 from envs.sandbox import WORKDIR, BackendUnavailable, Sandbox, SandboxConfig, SandboxDied, TmpfsSizes
-from envs.wire import EXECUTOR, HELLO_S, Box, executor_options, new_id
+from envs.wire import HELLO_S, Box, executor_limits, new_id
 
 HOME = "/home/user"
-INSIDE_UID = 1000
 FIRST_UID, NUM_UIDS = 0x70000000, 1 << 24
 """Root gives each sandbox a random uid of a range that nothing else uses, so that limits the kernel keeps per user
 (pipes, inotify, processes on old kernels) are the sandbox's own."""
 CLOSE_S = 2.0
-OLDEST_VERSION = (0, 8)
+FULL_S = 0.001
+"""How long to wait when the nursery has more requests than its socket holds."""
+OLDEST_VERSION = (0, 5)
 
 SYSTEM_FOLDERS = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 ETC = """
@@ -58,15 +60,12 @@ SYNTHETIC_FILES = {
     "/etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
 }
 
-EXECUTOR_PATH = "/run/executor.pyc"
-COMPILE = f"""
-import _frozen_importlib_external as importer
-with open("{EXECUTOR_PATH}", "rb") as file:
-    program = importer._code_to_timestamp_pyc(compile(file.read(), "executor.py", "exec", optimize=2))
-with open(0, "wb", closefd=False) as stream:
-    stream.write(program)
-"""
-"""Run once, inside, by the sandbox's own interpreter: compiling takes as long as the rest of the executor's start."""
+PROGRAM = "/run/nursery"
+"""Where the nursery finds itself. A sandbox has a /run of its own over it."""
+START = [
+    *("/usr/bin/python3", "-I", "-S", "-OO", "-c"),
+    f"import sys; sys.path.insert(0, '{PROGRAM}'); from envs.nursery import main; main()",
+]
 
 Placed = tuple[bytes, tuple[str, ...]]
 """Contents that reach bwrap through a descriptor, and the options that say what becomes of them."""
@@ -74,7 +73,7 @@ DESCRIPTOR = "{descriptor}"
 
 
 class Bubblewrap:
-    """The `bubblewrap` backend (`envs.sandbox.Backend`)."""
+    """The `bubblewrap` backend (`envs.sandbox.Backend`). Its sandboxes end with it."""
 
     name = "bubblewrap"
 
@@ -85,9 +84,9 @@ class Bubblewrap:
         self._bridge = Bridge.open() if config.network == "egress" else None
         self._cgroups = Cgroups.find(config.limits)
         self._arguments, self._files = _arguments(config)
-        self._files.append((_system_call_filter(), ("--seccomp", DESCRIPTOR)))
-        self._executor = EXECUTOR
-        self._executor = self._compile()
+        self._settings = _settings(config, watch_memory=not self._cgroups)
+        self._nursery: _Nursery | None = None
+        self._try()
 
     async def start(self, image: str = "") -> Sandbox:
         """A ready sandbox. Raises SandboxDied; BackendUnavailable for an `image`, which only Docker has."""
@@ -97,57 +96,42 @@ class Bubblewrap:
                 "use sandbox.backend=docker"
             )
         identity = new_id()
-        with self._spawn(self._executor_command()) as bwrap:
-            try:
-                bwrap.stream.setblocking(False)
-                reader, writer = await asyncio.open_connection(sock=bwrap.stream)
-            except BaseException:
-                bwrap.stream.close()
-                await _end(bwrap.process)
-                raise
+        try:
+            nursery = self._living_nursery()
+        except BackendUnavailable as error:  # it was there when this backend was opened
+            raise SandboxDied(str(error)) from error
+        process, stream = await nursery.fork()
+        try:
+            reader, writer = await asyncio.open_connection(sock=stream)
+        except BaseException:
+            stream.close()
+            await _end(process)
+            raise
 
-            async def end() -> None:
-                await _end(bwrap.process)
-                if self._cgroups:
-                    await asyncio.to_thread(self._cgroups.remove, identity)
+        async def end() -> None:
+            await _end(process)
+            if self._cgroups:
+                await asyncio.to_thread(self._cgroups.remove, identity)
 
-            box = Box(identity, reader, writer, end, self._config.limits.output_bytes, self._config.persist_shell)
-            settling = asyncio.ensure_future(self._settle(identity, bwrap.born))
+        box = Box(identity, reader, writer, end, self._config.limits.output_bytes, self._config.persist_shell)
+        settling = asyncio.ensure_future(self._settle(identity, process))
+        try:
+            await asyncio.gather(box.hello(), asyncio.shield(settling))
+        except BaseException as error:
             try:
-                await asyncio.gather(box.hello(), settling)
-            except BaseException as error:
-                settling.cancel()
+                await asyncio.wait([settling])  # its thread cannot be stopped: `end` shall find what it makes
+            finally:
                 await box.close()
-                if isinstance(error, SandboxDied):
-                    raise SandboxDied(f"{error}: {_said(bwrap.errors)}") from error
-                raise
+            if isinstance(error, SandboxDied):
+                raise SandboxDied(f"{error}: {nursery.said()}") from error
+            raise
         return box
 
     async def close(self) -> None:
-        """Nothing is held between sandboxes."""
-
-    async def _settle(self, identity: str, born: int) -> None:
-        """Move PID 1 into its group and give it its network while its interpreter starts: moving takes 10 ms. It has no
-        children before its first command. `born` is where bwrap tells which process it is. Raises SandboxDied."""
-        if self._cgroups is None and self._bridge is None:
-            return
-        said = b""
-        try:
-            while True:
-                await _readable(born)
-                part = os.read(born, 4096)
-                if not part:
-                    break
-                said += part
-            if not said:
-                return  # bwrap has failed, which `hello` reports with what it said
-            child = json.loads(said)["child-pid"]
-            if self._bridge:
-                await self._bridge.attach(child)
-            if self._cgroups:
-                await asyncio.to_thread(self._cgroups.add, identity, child)
-        except (OSError, ValueError) as error:
-            raise SandboxDied(f"sandbox {identity} could not be set up: {error}") from error
+        """End the nursery, and with it every sandbox that still runs."""
+        if self._nursery:
+            await asyncio.to_thread(self._nursery.close)
+            self._nursery = None
 
     def describe_limits(self) -> dict[str, str]:
         """How each limit is held on this machine; what is not held is said."""
@@ -164,84 +148,190 @@ class Bubblewrap:
             "network": network.HELD[self._config.network],
         }
 
-    def _executor_command(self) -> list[str]:
-        options = executor_options(self._config.limits, watch_memory=not self._cgroups)
-        return ["/usr/bin/python3", "-I", "-S", EXECUTOR_PATH, *options]
+    async def _settle(self, identity: str, process: int) -> None:
+        """Move PID 1 into its group and give it its network while it makes itself ready: moving takes 10 ms. It has no
+        children before its first command. Raises SandboxDied."""
+        try:
+            if self._bridge:
+                await self._bridge.attach(_pid(process))
+            if self._cgroups:
+                await asyncio.to_thread(self._cgroups.add, identity, _pid(process))
+        except OSError as error:
+            raise SandboxDied(f"sandbox {identity} could not be set up: {error}") from error
 
-    def _spawn(self, command: list[str]) -> "_Started":
-        """Start `command` as PID 1 of a new sandbox. Called in the event loop's thread: the kernel sends the
-        parent-death signal when the THREAD that forked ends, so a worker thread would take its sandboxes with it."""
-        with ExitStack() as stack:
-            ours, theirs = socket.socketpair()
-            stack.callback(theirs.close)
-            errors = os.memfd_create("stderr")
-            born, told = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-            stack.callback(os.close, told)
-            arguments = [*self._arguments, "--info-fd", str(told)]
-            passed = [told]
-            for data, options in [*self._files, _file(EXECUTOR_PATH, self._executor)]:
-                descriptor = os.memfd_create("data")
+    def _try(self) -> None:
+        """Start a sandbox and end it. Raises BackendUnavailable."""
+        first = self._open_nursery()
+        try:
+            with first.ask() as stream:
+                stream.settimeout(HELLO_S)
+                if not (stream.recv(1) and stream.recv(1)):  # of its birth, then of its executor
+                    raise ConnectionError("it ended at its birth")
+        except OSError as error:
+            raise BackendUnavailable(_mend(f"{error}: {first.said()}")) from error
+        finally:
+            first.close()
+
+    def _living_nursery(self) -> "_Nursery":
+        """Made when the first sandbox is asked for, by whoever asks: the kernel sends the parent-death signal when the
+        THREAD that forked ends. It is made anew if it has died."""
+        if self._nursery and not self._nursery.alive:
+            self._nursery.close()
+            self._nursery = None
+        if not self._nursery:
+            self._nursery = self._open_nursery()
+        return self._nursery
+
+    def _open_nursery(self) -> "_Nursery":
+        return _Nursery([self._program, *self._arguments], self._files, self._settings)
+
+
+class _Nursery:
+    """A bwrap that runs, and in it the program that forks sandboxes."""
+
+    def __init__(self, bwrap: list[str], files: list[Placed], settings: Settings) -> None:
+        """Returns when it is ready, after 0.1 s. Raises BackendUnavailable."""
+        self._errors = os.fdopen(os.memfd_create("stderr"), "rb", buffering=0)
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            with theirs:
+                self._process = _launch(bwrap, files, theirs.fileno(), self._errors.fileno())
+        except OSError as error:
+            self._control.close()
+            self._errors.close()
+            raise BackendUnavailable(f"cannot start bwrap: {error}") from error
+        try:
+            self._control.settimeout(HELLO_S)
+            self._control.send(json.dumps(settings).encode())
+            ready = self._control.recv(16)
+        except OSError:
+            ready = b""
+        if not ready:
+            said = self.said()
+            self.close()
+            raise BackendUnavailable(_mend(said))
+        self._control.setblocking(False)
+
+    @property
+    def alive(self) -> bool:
+        try:
+            return bool(self._control.recv(1))  # nothing is said: the end of its socket is its own end
+        except BlockingIOError:
+            return True
+        except ConnectionResetError:
+            return False
+
+    def ask(self) -> socket.socket:
+        """The stream of a sandbox that is now being made. Raises OSError; BlockingIOError when too many are."""
+        uid = _new_uid() if os.geteuid() == 0 else INSIDE_UID
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                socket.send_fds(self._control, [b"%d" % uid], [theirs.fileno()])
+        except OSError:
+            ours.close()
+            raise
+        return ours
+
+    async def fork(self) -> tuple[int, socket.socket]:
+        """(pidfd of a new sandbox's PID 1, stream to its executor). Raises SandboxDied."""
+        try:
+            while True:
+                try:
+                    stream = self.ask()
+                    break
+                except BlockingIOError:
+                    await asyncio.sleep(FULL_S)
+        except OSError as error:
+            raise SandboxDied(f"the nursery has ended ({error}): {self.said()}") from error
+        try:
+            stream.setblocking(False)
+            async with asyncio.timeout(HELLO_S):
+                await _readable(stream.fileno())
+            _, processes, _, _ = socket.recv_fds(stream, 1, 1)
+            if not processes:
+                raise ConnectionError("it ended at its birth")
+            os.set_inheritable(processes[0], False)
+        except OSError as error:  # TimeoutError is one
+            stream.close()
+            raise SandboxDied(f"a sandbox did not start ({error!r}): {self.said()}") from error
+        except BaseException:
+            stream.close()  # whoever is born later finds the end of it and ends
+            raise
+        return processes[0], stream
+
+    def said(self) -> str:
+        """The last line that bwrap, the nursery or a sandbox of it said on standard error."""
+        if self._errors.closed:
+            return "the backend was closed"
+        size = os.fstat(self._errors.fileno()).st_size
+        last = os.pread(self._errors.fileno(), 2000, max(0, size - 2000)).decode("utf-8", "replace").strip()
+        return last.rpartition("\n")[2] or "no message"
+
+    def close(self) -> None:
+        """End it, and with it every sandbox that it forked."""
+        self._control.close()
+        try:
+            self._process.wait(CLOSE_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()  # the nursery dies with it
+            self._process.wait()
+        self._errors.close()
+
+
+def _launch(bwrap: list[str], files: list[Placed], control: int, errors: int) -> subprocess.Popen[bytes]:
+    """Start the nursery behind `bwrap`. Called in the event loop's thread: see `Bubblewrap._living_nursery`.
+
+    Root gives it a uid of the range and lets it hand out the others: what is mapped into its user namespace must be
+    written from outside, while bwrap waits. Raises OSError."""
+    with ExitStack() as stack:
+        words, passed = [*bwrap], [control]
+        for data, options in files:
+            descriptor = os.memfd_create("data")
+            stack.callback(os.close, descriptor)
+            os.write(descriptor, data)
+            os.lseek(descriptor, 0, os.SEEK_SET)
+            passed.append(descriptor)
+            words += [str(descriptor) if word == DESCRIPTOR else word for word in options]
+        uid, told = INSIDE_UID, -1
+        if os.geteuid() == 0:
+            uid = _new_uid()
+            words = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--no-new-privs", "--", *words]
+            told, tell = os.pipe()
+            wait, release = os.pipe()
+            for descriptor in (told, wait, release):
                 stack.callback(os.close, descriptor)
-                os.write(descriptor, data)
-                os.lseek(descriptor, 0, os.SEEK_SET)
-                passed.append(descriptor)
-                arguments += [str(descriptor) if word == DESCRIPTOR else word for word in options]
-            try:
-                process = subprocess.Popen(
-                    [*_drop_root(), self._program, *arguments, "--remount-ro", "/", "--", *command],
-                    stdin=theirs.fileno(),
-                    stdout=subprocess.DEVNULL,
-                    stderr=errors,
-                    pass_fds=passed,
-                    env={"PATH": os.defpath},
-                    cwd="/",
-                )
-            except OSError as error:
-                ours.close()
-                os.close(errors)
-                os.close(born)
-                raise SandboxDied(f"cannot start bwrap: {error}") from error
-        return _Started(process, ours, errors, born)
-
-    def _compile(self) -> bytes:
-        """The executor, compiled inside a first sandbox; which also shows whether this machine can start one."""
-        with self._spawn(["/usr/bin/python3", "-I", "-S", "-c", COMPILE]) as bwrap, bwrap.stream as stream:
-            stream.settimeout(HELLO_S)
-            compiled = b"".join(iter(lambda: stream.recv(65536), b""))
-            if bwrap.process.wait(HELLO_S) != 0 or not compiled:
-                raise BackendUnavailable(_mend(_said(bwrap.errors)))
-        return compiled
-
-
-@dataclass(frozen=True)
-class _Started:
-    """A bwrap that runs. A `with` closes the two descriptors at its end."""
-
-    process: subprocess.Popen[bytes]
-    stream: socket.socket
-    """Our end of its standard input."""
-    errors: int
-    """A file of what it says on standard error."""
-    born: int
-    """A pipe on which it tells of its child."""
-
-    def __enter__(self) -> "_Started":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self.errors)
-        os.close(self.born)
+            words += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
+            words += ["--info-fd", str(tell), "--userns-block-fd", str(wait)]
+            passed += [tell, wait]
+        words += ["--uid", str(uid), "--gid", str(uid), "--remount-ro", "/", "--", *START, str(control)]
+        process = subprocess.Popen(
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            pass_fds=passed,
+            env={"PATH": os.defpath},
+            cwd="/",
+        )
+        if told >= 0:
+            os.close(tell)
+            said = b"".join(iter(lambda: os.read(told, 4096), b""))
+            if said:  # else bwrap has failed, and said why
+                child = json.loads(said)["child-pid"]
+                for users in ("uid_map", "gid_map"):
+                    Path(f"/proc/{child}/{users}").write_text(f"{FIRST_UID} {FIRST_UID} {NUM_UIDS}")
+    return process
 
 
 def _arguments(config: SandboxConfig) -> tuple[list[str], list[Placed]]:
     """bwrap's options, and the files it makes."""
-    tmpfs = TmpfsSizes.within(config.limits)
     arguments = [
-        *("--unshare-user", "--unshare-all", "--disable-userns", "--as-pid-1", "--die-with-parent", "--new-session"),
-        *("--cap-drop", "ALL", "--uid", str(INSIDE_UID), "--gid", str(INSIDE_UID), "--clearenv"),
+        *("--unshare-user", "--unshare-all", "--as-pid-1", "--die-with-parent", "--new-session"),
+        *("--cap-drop", "ALL", "--clearenv"),
         *("--setenv", "PATH", "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"),
         *("--setenv", "HOME", HOME, "--setenv", "USER", "user", "--setenv", "LC_CTYPE", "C.UTF-8"),
-        *(("--share-net",) if config.network == "full" else ("--hostname", "sandbox")),
+        *(("--share-net",) if config.network == "full" else ()),
     ]
     for name, value in config.env.items():
         arguments += ["--setenv", name, value]
@@ -272,13 +362,32 @@ def _arguments(config: SandboxConfig) -> tuple[list[str], list[Placed]]:
     elif config.network == "egress":
         names = "".join(f"nameserver {address}\n" for address in network.resolvers())
         files.append((names.encode(), ("--perms", "0444", "--ro-bind-data", DESCRIPTOR, "/etc/resolv.conf")))
-    arguments += ["--proc", "/proc", "--dev", "/dev"]
-    arguments += ["--perms", "1777", "--size", str(tmpfs.shm), "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]
-    arguments += ["--perms", "1777", "--size", str(tmpfs.tmp), "--tmpfs", "/tmp"]
-    arguments += ["--size", str(tmpfs.home), "--tmpfs", HOME]
-    arguments += ["--size", str(1 << 20), "--tmpfs", "/run"]
-    arguments += ["--size", str(tmpfs.testbed), "--tmpfs", WORKDIR, "--chdir", WORKDIR]
+    arguments += ["--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev"]
+    for own in ("/tmp", HOME, "/run", WORKDIR):
+        arguments += ["--dir", own]
+    for module in (nursery, executor):
+        source = Path(str(module.__file__))
+        files.append(_file(f"{PROGRAM}/envs/{source.name}", source.read_bytes()))
+    files.append(_file(FILTER_PATH, _system_call_filter()))
     return arguments, files
+
+
+def _settings(config: SandboxConfig, watch_memory: bool) -> Settings:
+    sizes = TmpfsSizes.within(config.limits)
+    folders = {
+        "/dev/shm": f"mode=1777,size={sizes.shm}",
+        "/tmp": f"mode=1777,size={sizes.tmp}",
+        HOME: f"mode=755,size={sizes.home}",
+        "/run": f"mode=755,size={1 << 20}",
+        WORKDIR: f"mode=755,size={sizes.testbed}",
+    }
+    if config.rootfs and (Path(config.rootfs) / "var/tmp").is_dir():
+        folders["/var/tmp"] = f"mode=1777,size={1 << 20}"
+    return {
+        "folders": folders,
+        "hostname": "" if config.network == "full" else "sandbox",
+        "limits": executor_limits(config.limits, watch_memory),
+    }
 
 
 def _open_to_sandboxes(folder: Path) -> bool:
@@ -300,8 +409,6 @@ def _show_root(root: Path) -> list[str]:
             arguments += ["--symlink", os.readlink(entry), inside]
         elif inside not in OWN_FOLDERS:
             arguments += ["--ro-bind", str(entry), inside]
-    if (root / "var/tmp").is_dir():
-        arguments += ["--perms", "1777", "--size", str(1 << 20), "--tmpfs", "/var/tmp"]
     return arguments
 
 
@@ -319,11 +426,8 @@ def _file(path: str, data: bytes) -> Placed:
     return data, ("--perms", "0444", "--file", DESCRIPTOR, path)
 
 
-def _drop_root() -> list[str]:
-    if os.geteuid() != 0:
-        return []
-    uid = FIRST_UID + secrets.randbelow(NUM_UIDS)
-    return ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--no-new-privs", "--"]
+def _new_uid() -> int:
+    return FIRST_UID + secrets.randbelow(NUM_UIDS)
 
 
 def _system_call_filter() -> bytes:
@@ -340,7 +444,7 @@ def _find_program() -> str:
     said = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=10).stdout
     version = tuple(int(number) for number in re.findall(r"\d+", said)[:2])
     if version < OLDEST_VERSION:
-        raise BackendUnavailable(f"{said.strip()} is too old: 0.8 is the first that can forbid user namespaces inside")
+        raise BackendUnavailable(f"{said.strip()} is too old: 0.5 is the first with --clearenv and --perms")
     if os.geteuid() == 0 and shutil.which("setpriv") is None:
         raise BackendUnavailable("setpriv is not installed; install it with: apt-get install util-linux")
     return program
@@ -365,14 +469,8 @@ def _mend(said: str) -> str:
     )
 
 
-def _said(errors: int) -> str:
-    """The last of what bwrap or the executor said on standard error."""
-    size = os.fstat(errors).st_size
-    return os.pread(errors, 2000, max(0, size - 2000)).decode("utf-8", "replace").strip() or "no message"
-
-
 async def _readable(descriptor: int) -> None:
-    """Until a pipe has bytes or ends; until the process of a pidfd has ended."""
+    """Until a stream has bytes or ends; until the process of a pidfd has ended."""
     loop = asyncio.get_running_loop()
     readable = asyncio.Event()
     loop.add_reader(descriptor, readable.set)
@@ -382,20 +480,21 @@ async def _readable(descriptor: int) -> None:
         loop.remove_reader(descriptor)
 
 
-async def _end(process: subprocess.Popen[bytes]) -> None:
-    """Wait for bwrap, whose stream is closed. It ends after its PID 1, which ends after all that runs inside."""
-    try:
-        descriptor = os.pidfd_open(process.pid)
-    except ProcessLookupError:
-        process.wait()
-        return
+def _pid(process: int) -> int:
+    """The number, here, of the process of a pidfd; -1 when it has ended."""
+    fields = dict(line.split(":\t") for line in Path(f"/proc/self/fdinfo/{process}").read_text().splitlines())
+    return int(fields["Pid"])
+
+
+async def _end(process: int) -> None:
+    """Wait for a PID 1 whose stream is closed, and so for all that runs in its namespace; close its pidfd."""
     try:
         try:
             async with asyncio.timeout(CLOSE_S):
-                await _readable(descriptor)
+                await _readable(process)
         except TimeoutError:
-            process.send_signal(signal.SIGKILL)  # PID 1 inside dies with it
-            await _readable(descriptor)
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(process, signal.SIGKILL)
+            await _readable(process)
     finally:
-        os.close(descriptor)
-    process.wait()
+        os.close(process)

@@ -24,7 +24,7 @@ from typing import Any
 from envs import network, seccomp
 from envs.owner import owner_is_dead, owner_of
 from envs.sandbox import WORKDIR, BackendUnavailable, Sandbox, SandboxConfig, SandboxDied, TmpfsSizes
-from envs.wire import EXECUTOR, HELLO_S, Box, executor_options, new_id
+from envs.wire import EXECUTOR, HELLO_S, Box, executor_limits, new_id
 
 LABEL = "sandboxrl"
 OWNER_LABEL = "sandboxrl.owner"
@@ -236,9 +236,10 @@ class Docker:
         labels = (await self.inspect(image))["Config"].get("Labels") or {}
         if labels.get(WORKDIR_LABEL) == "tmpfs":
             mounts[WORKDIR] = f"size={tmpfs.testbed},exec,mode=755"
-        options = executor_options(limits, watch_memory=not self._grouped)
+        bounds = executor_limits(limits, watch_memory=not self._grouped)
         profile = f"{folder}/seccomp.json" if self._podman else self._profile
-        program = ["python3", "-I", "-S", f"{INSIDE}/executor.py", "--connect", f"{INSIDE}/socket", *options]
+        words = [f"{name}={bound}" for name, bound in bounds.items()]
+        program = ["python3", "-I", "-S", f"{INSIDE}/executor.py", f"{INSIDE}/socket", *words]
         return {
             "Image": image,
             "Entrypoint": [],

@@ -1,7 +1,8 @@
 """The program that is PID 1 of a sandbox: it runs commands and reads and writes files for the host over one stream.
 
-    python3 -I -S executor.py [--limit NAME=N]...                 the stream is file descriptor 0 (a socket)
-    python3 -I -S executor.py --connect PATH [--limit NAME=N]...  it connects to a unix socket of the host
+    python3 -I -S executor.py SOCKET [NAME=LIMIT]...      it connects to the unix socket of the host at the path SOCKET
+
+Bubblewrap's sandboxes are forked by `envs/nursery.py`, which calls `serve` with the stream it was given.
 
 Frame, both ways: u32 header length, u32 payload length (big endian), header, payload. The header is `key=value` fields
 joined by NUL bytes. Every request carries an `id`, any number may be in flight, and each gets exactly one reply with
@@ -70,6 +71,11 @@ def in_own_pid_namespace() -> bool:
         return posix.getpid() == 1 and posix.readlink("/proc/self/ns/pid") != INITIAL_PID_NAMESPACE
     except OSError:
         return False
+
+
+def refuse_elsewhere() -> None:
+    if not in_own_pid_namespace():
+        sys.exit("refuses to run unless it is PID 1 of a pid namespace of its own")
 
 
 def nuke() -> None:
@@ -687,41 +693,38 @@ LIMITS = {
 }
 
 
-def main(arguments: list[str]) -> None:
-    if not in_own_pid_namespace():
-        sys.exit("executor: refuses to run unless it is PID 1 of a pid namespace of its own")
-    stream, processes, memory_bytes = 0, 1 << 30, 0
-    words = iter(arguments)
-    for word in words:
-        value = next(words)
-        if word == "--connect":
-            import _socket
-
-            host = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
-            host.connect(value)
-            stream = host.detach()
-        elif word == "--limit":
-            name, number = value.split("=")
-            if name == "processes":
-                processes = int(number)
-            if name == "memory_bytes":
-                memory_bytes = int(number)
-                continue
+def serve(stream: int, limits: dict[str, int]) -> None:
+    """Bound this process and what it starts by `limits` (names of LIMITS, and `memory_bytes`, which it watches), hide
+    it from its commands and serve the host on `stream`. Never returns."""
+    refuse_elsewhere()
+    for name, limit in limits.items():
+        if name != "memory_bytes":
             _, hard = resource.getrlimit(LIMITS[name])
-            bound = int(number) if hard == resource.RLIM_INFINITY else min(int(number), hard)
+            bound = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
             resource.setrlimit(LIMITS[name], (bound, bound))
-        else:
-            sys.exit("executor: unknown option " + word)
-    if stream == 0:
-        stream = posix.dup(0)
-        posix.set_inheritable(stream, False)
-        null = posix.open("/dev/null", posix.O_RDWR)
-        for standard in (0, 1):
-            posix.dup2(null, standard)
     hide_from_commands()
-    Executor(stream, processes, memory_bytes).run()
+    Executor(stream, limits.get("processes", 1 << 30), limits.get("memory_bytes", 0)).run()
     posix._exit(0)  # without the interpreter's own end: the kernel ends the rest
 
 
+def connect(path: str) -> int:
+    """A stream to the host's unix socket."""
+    import _socket
+
+    host = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    host.connect(path)
+    return host.detach()
+
+
+def main() -> None:
+    refuse_elsewhere()
+    path, *words = sys.argv[1:]
+    limits = {}
+    for word in words:
+        name, limit = word.split("=")
+        limits[name] = int(limit)
+    serve(connect(path), limits)
+
+
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

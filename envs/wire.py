@@ -41,7 +41,7 @@ def new_id() -> str:
     return secrets.token_hex(8)
 
 
-def executor_options(limits: Limits, watch_memory: bool) -> list[str]:
+def executor_limits(limits: Limits, watch_memory: bool) -> dict[str, int]:
     """Bounds that the executor sets for itself and what it runs; `watch_memory` where no control group limits it."""
     bounds = {
         "processes": limits.processes,
@@ -51,7 +51,7 @@ def executor_options(limits: Limits, watch_memory: bool) -> list[str]:
     }
     if watch_memory:
         bounds["memory_bytes"] = limits.memory_bytes
-    return [word for name, bound in bounds.items() for word in ("--limit", f"{name}={bound}")]
+    return bounds
 
 
 class Box:

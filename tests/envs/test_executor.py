@@ -3,11 +3,13 @@
 import asyncio
 import socket
 import struct
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from envs import executor, nursery
 from envs.executor import FRAME, MAX_HEADER, MAX_PAYLOAD, RECORD, in_own_pid_namespace, pack, unpack_header
 from envs.sandbox import FileRefused, SandboxConfig, SandboxDied
 from envs.wire import BATCH_BYTES, Box, _cut, _frames, _path
@@ -173,13 +175,15 @@ def test_the_executor_refuses_to_run_on_a_machine():
     assert not in_own_pid_namespace()
 
 
-def test_the_executor_refuses_to_run_as_anything_but_pid_1(machine):
-    """Run inside a sandbox, where a broken guard would hurt nobody."""
-    if machine.backend == "docker":
-        pytest.skip("the container's copy is gone once it has started")
+@pytest.mark.parametrize("module", [executor, nursery])
+def test_nothing_of_ours_runs_as_anything_but_pid_1(machine, module):
+    """Tried inside a sandbox, where a broken guard would hurt nobody."""
+    programs = {f"envs/{Path(part.__file__).name}": Path(part.__file__).read_bytes() for part in (executor, nursery)}
+    start = f"import sys; sys.path.insert(0, '.'); from {module.__name__} import main; main()"
 
     async def body(box):
-        result = await box.exec("python3 -I -S /run/executor.pyc </dev/null; echo $?; echo alive")
+        await box.write(programs)
+        result = await box.exec(f'python3 -I -S -c "{start}" </dev/null; echo $?; echo alive')
         assert result.stdout == b"1\nalive\n" and b"refuses to run" in result.stderr
 
     machine.run(body)
