@@ -5,13 +5,13 @@ allow-list or a root filesystem folder. In it the nursery (`envs/nursery.py`) fo
 user, pid, mount, network, ipc, uts and cgroup namespaces, no capability, a system call filter (`envs/seccomp.py`) and
 no way to further user namespaces. Writes go to size-limited memory filesystems that vanish with it.
 
-Nothing runs as uid 0: mapped to the host's root, a sandbox could write `/proc/sys/kernel/core_pattern`. Root gives the
-nursery and each sandbox a uid of its own; an ordinary user keeps its own.
+No sandbox runs as uid 0: mapped to the host's root, it could write `/proc/sys/kernel/core_pattern`. Root gives each a
+uid of its own; an ordinary user keeps its own. Root that may not mount (in a container) gives one uid to all of a
+backend.
 """
 
 import asyncio
 import contextlib
-import json
 import os
 import re
 import secrets
@@ -26,7 +26,7 @@ from pathlib import Path
 from envs import executor, network, nursery, seccomp
 from envs.cgroups import Cgroups
 from envs.links import Bridge
-from envs.nursery import FILTER_PATH, INSIDE_UID, Settings
+from envs.nursery import FILTER_PATH, INSIDE_UID
 from envs.sandbox import WORKDIR, BackendUnavailable, Sandbox, SandboxConfig, SandboxDied, TmpfsSizes
 from envs.wire import HELLO_S, Box, executor_limits, new_id
 
@@ -34,6 +34,7 @@ HOME = "/home/user"
 FIRST_UID, NUM_UIDS = 0x70000000, 1 << 24
 """Root gives each sandbox a random uid of a range that nothing else uses, so that limits the kernel keeps per user
 (pipes, inotify, processes on old kernels) are the sandbox's own."""
+CAP_SYS_ADMIN = 1 << 21
 CLOSE_S = 2.0
 FULL_S = 0.001
 """How long to wait when the nursery has more requests than its socket holds."""
@@ -73,7 +74,7 @@ DESCRIPTOR = "{descriptor}"
 
 
 class Bubblewrap:
-    """The `bubblewrap` backend (`envs.sandbox.Backend`). Its sandboxes end with it."""
+    """The `bubblewrap` backend (`envs.sandbox.Backend`). One event loop uses it, and its sandboxes end with it."""
 
     name = "bubblewrap"
 
@@ -86,6 +87,7 @@ class Bubblewrap:
         self._arguments, self._files = _arguments(config)
         self._settings = _settings(config, watch_memory=not self._cgroups)
         self._nursery: _Nursery | None = None
+        self._closed = False
         self._try()
 
     async def start(self, image: str = "") -> Sandbox:
@@ -95,43 +97,46 @@ class Bubblewrap:
                 f"task asks for image {image!r}: the bubblewrap backend has no images, only sandbox.rootfs; "
                 "use sandbox.backend=docker"
             )
+        nursery = self._living_nursery()
+        before = nursery.said_bytes()
+        try:
+            return await self._start(nursery)
+        except SandboxDied as error:
+            raise SandboxDied(f"{error}: {nursery.said(before)}") from error
+
+    async def _start(self, nursery: "_Nursery") -> Sandbox:
         identity = new_id()
-        try:
-            nursery = self._living_nursery()
-        except BackendUnavailable as error:  # it was there when this backend was opened
-            raise SandboxDied(str(error)) from error
         process, stream = await nursery.fork()
-        try:
-            reader, writer = await asyncio.open_connection(sock=stream)
-        except BaseException:
-            stream.close()
-            await _end(process)
-            raise
+        settling = asyncio.ensure_future(self._settle(identity, process))
 
         async def end() -> None:
+            await asyncio.wait([settling])  # its thread cannot be stopped, and what it makes is removed below
+            if not settling.cancelled():
+                settling.exception()  # the start reports it, unless nobody waits for the start any more
             await _end(process)
             if self._cgroups:
                 await asyncio.to_thread(self._cgroups.remove, identity)
 
+        try:
+            reader, writer = await asyncio.open_connection(sock=stream)
+        except BaseException:
+            stream.close()
+            await asyncio.shield(asyncio.create_task(end()))
+            raise
         box = Box(identity, reader, writer, end, self._config.limits.output_bytes, self._config.persist_shell)
-        settling = asyncio.ensure_future(self._settle(identity, process))
         try:
             await asyncio.gather(box.hello(), asyncio.shield(settling))
-        except BaseException as error:
-            try:
-                await asyncio.wait([settling])  # its thread cannot be stopped: `end` shall find what it makes
-            finally:
-                await box.close()
-            if isinstance(error, SandboxDied):
-                raise SandboxDied(f"{error}: {nursery.said()}") from error
+        except BaseException:
+            await box.close()
             raise
         return box
 
     async def close(self) -> None:
         """End the nursery, and with it every sandbox that still runs."""
-        if self._nursery:
-            await asyncio.to_thread(self._nursery.close)
-            self._nursery = None
+        self._closed = True
+        nursery, self._nursery = self._nursery, None
+        if nursery:
+            await asyncio.to_thread(nursery.close)
 
     def describe_limits(self) -> dict[str, str]:
         """How each limit is held on this machine; what is not held is said."""
@@ -174,12 +179,17 @@ class Bubblewrap:
 
     def _living_nursery(self) -> "_Nursery":
         """Made when the first sandbox is asked for, by whoever asks: the kernel sends the parent-death signal when the
-        THREAD that forked ends. It is made anew if it has died."""
+        THREAD that forked ends. Made anew if it has died. Raises SandboxDied."""
+        if self._closed:
+            raise SandboxDied("the backend was closed")
         if self._nursery and not self._nursery.alive:
-            self._nursery.close()
+            self._nursery.close(grace_s=0)
             self._nursery = None
         if not self._nursery:
-            self._nursery = self._open_nursery()
+            try:
+                self._nursery = self._open_nursery()
+            except BackendUnavailable as error:  # it was there when this backend was opened
+                raise SandboxDied(str(error)) from error
         return self._nursery
 
     def _open_nursery(self) -> "_Nursery":
@@ -189,26 +199,35 @@ class Bubblewrap:
 class _Nursery:
     """A bwrap that runs, and in it the program that forks sandboxes."""
 
-    def __init__(self, bwrap: list[str], files: list[Placed], settings: Settings) -> None:
+    def __init__(self, bwrap: list[str], files: list[Placed], settings: bytes) -> None:
         """Returns when it is ready, after 0.1 s. Raises BackendUnavailable."""
-        self._errors = os.fdopen(os.memfd_create("stderr"), "rb", buffering=0)
-        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
-            with theirs:
-                self._process = _launch(bwrap, files, theirs.fileno(), self._errors.fileno())
-        except OSError as error:
-            self._control.close()
-            self._errors.close()
-            raise BackendUnavailable(f"cannot start bwrap: {error}") from error
+        self._gives_uids = os.geteuid() == 0 and _may_mount()
+        if self._gives_uids:
+            bwrap = [*bwrap, "--cap-add", "CAP_SYS_ADMIN", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
+        else:
+            bwrap = [*bwrap, "--unshare-user", "--uid", str(INSIDE_UID), "--gid", str(INSIDE_UID)]
+        if os.geteuid() == 0 and not self._gives_uids:
+            uid = _new_uid()
+            bwrap = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--no-new-privs", "--", *bwrap]
+        with ExitStack() as failed:
+            try:
+                self._errors = failed.enter_context(os.fdopen(os.memfd_create("stderr"), "rb", buffering=0))
+                ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                self._control = failed.enter_context(ours)
+                with theirs:
+                    self._process = _launch(bwrap, files, theirs.fileno(), self._errors.fileno())
+            except OSError as error:
+                raise BackendUnavailable(f"cannot start bwrap: {error}") from error
+            failed.pop_all()
         try:
             self._control.settimeout(HELLO_S)
-            self._control.send(json.dumps(settings).encode())
+            self._control.send(settings)
             ready = self._control.recv(16)
         except OSError:
             ready = b""
         if not ready:
             said = self.said()
-            self.close()
+            self.close(grace_s=0)
             raise BackendUnavailable(_mend(said))
         self._control.setblocking(False)
 
@@ -223,7 +242,7 @@ class _Nursery:
 
     def ask(self) -> socket.socket:
         """The stream of a sandbox that is now being made. Raises OSError; BlockingIOError when too many are."""
-        uid = _new_uid() if os.geteuid() == 0 else INSIDE_UID
+        uid = _new_uid() if self._gives_uids else INSIDE_UID
         ours, theirs = socket.socketpair()
         try:
             with theirs:
@@ -235,44 +254,45 @@ class _Nursery:
 
     async def fork(self) -> tuple[int, socket.socket]:
         """(pidfd of a new sandbox's PID 1, stream to its executor). Raises SandboxDied."""
+        stream: socket.socket | None = None
         try:
-            while True:
-                try:
-                    stream = self.ask()
-                    break
-                except BlockingIOError:
-                    await asyncio.sleep(FULL_S)
-        except OSError as error:
-            raise SandboxDied(f"the nursery has ended ({error}): {self.said()}") from error
-        try:
-            stream.setblocking(False)
             async with asyncio.timeout(HELLO_S):
+                while stream is None:
+                    try:
+                        stream = self.ask()
+                    except BlockingIOError:
+                        await asyncio.sleep(FULL_S)
+                stream.setblocking(False)
                 await _readable(stream.fileno())
             _, processes, _, _ = socket.recv_fds(stream, 1, 1)
             if not processes:
                 raise ConnectionError("it ended at its birth")
             os.set_inheritable(processes[0], False)
-        except OSError as error:  # TimeoutError is one
-            stream.close()
-            raise SandboxDied(f"a sandbox did not start ({error!r}): {self.said()}") from error
-        except BaseException:
-            stream.close()  # whoever is born later finds the end of it and ends
+        except BaseException as error:
+            if stream is not None:
+                stream.close()  # whoever is born later finds the end of it and ends
+            if isinstance(error, OSError):  # a TimeoutError is one
+                raise SandboxDied(f"a sandbox did not start: {error!r}") from error
             raise
         return processes[0], stream
 
-    def said(self) -> str:
-        """The last line that bwrap, the nursery or a sandbox of it said on standard error."""
+    def said_bytes(self) -> int:
+        """How much bwrap, the nursery and its sandboxes have said on standard error."""
+        return 0 if self._errors.closed else os.fstat(self._errors.fileno()).st_size
+
+    def said(self, after: int = 0) -> str:
+        """The last line of it, of what was said after that many bytes."""
         if self._errors.closed:
             return "the backend was closed"
-        size = os.fstat(self._errors.fileno()).st_size
-        last = os.pread(self._errors.fileno(), 2000, max(0, size - 2000)).decode("utf-8", "replace").strip()
-        return last.rpartition("\n")[2] or "no message"
+        start = max(after, self.said_bytes() - 2000)
+        lines = os.pread(self._errors.fileno(), 2000, start).decode("utf-8", "replace").strip()
+        return lines.rpartition("\n")[2] or "no message"
 
-    def close(self) -> None:
+    def close(self, grace_s: float = CLOSE_S) -> None:
         """End it, and with it every sandbox that it forked."""
         self._control.close()
         try:
-            self._process.wait(CLOSE_S)
+            self._process.wait(grace_s)
         except subprocess.TimeoutExpired:
             self._process.kill()  # the nursery dies with it
             self._process.wait()
@@ -280,10 +300,8 @@ class _Nursery:
 
 
 def _launch(bwrap: list[str], files: list[Placed], control: int, errors: int) -> subprocess.Popen[bytes]:
-    """Start the nursery behind `bwrap`. Called in the event loop's thread: see `Bubblewrap._living_nursery`.
-
-    Root gives it a uid of the range and lets it hand out the others: what is mapped into its user namespace must be
-    written from outside, while bwrap waits. Raises OSError."""
+    """Start the nursery behind `bwrap`. Called in the event loop's thread: see `Bubblewrap._living_nursery`. Raises
+    OSError."""
     with ExitStack() as stack:
         words, passed = [*bwrap], [control]
         for data, options in files:
@@ -293,45 +311,33 @@ def _launch(bwrap: list[str], files: list[Placed], control: int, errors: int) ->
             os.lseek(descriptor, 0, os.SEEK_SET)
             passed.append(descriptor)
             words += [str(descriptor) if word == DESCRIPTOR else word for word in options]
-        uid, told = INSIDE_UID, -1
-        if os.geteuid() == 0:
-            uid = _new_uid()
-            words = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--no-new-privs", "--", *words]
-            told, tell = os.pipe()
-            wait, release = os.pipe()
-            for descriptor in (told, wait, release):
-                stack.callback(os.close, descriptor)
-            words += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
-            words += ["--info-fd", str(tell), "--userns-block-fd", str(wait)]
-            passed += [tell, wait]
-        words += ["--uid", str(uid), "--gid", str(uid), "--remount-ro", "/", "--", *START, str(control)]
-        process = subprocess.Popen(
-            words,
+        return subprocess.Popen(
+            [*words, "--remount-ro", "/", "--", *START, str(control)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=errors,
             pass_fds=passed,
             env={"PATH": os.defpath},
             cwd="/",
+            process_group=0,  # a Ctrl-C at the terminal is the driver's: it closes its sandboxes in order
         )
-        if told >= 0:
-            os.close(tell)
-            said = b"".join(iter(lambda: os.read(told, 4096), b""))
-            if said:  # else bwrap has failed, and said why
-                child = json.loads(said)["child-pid"]
-                for users in ("uid_map", "gid_map"):
-                    Path(f"/proc/{child}/{users}").write_text(f"{FIRST_UID} {FIRST_UID} {NUM_UIDS}")
-    return process
+
+
+def _may_mount() -> bool:
+    effective = re.search(r"^CapEff:\s*(\w+)", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return effective is not None and bool(int(effective[1], 16) & CAP_SYS_ADMIN)
+
+
+def _new_uid() -> int:
+    return FIRST_UID + secrets.randbelow(NUM_UIDS)
 
 
 def _arguments(config: SandboxConfig) -> tuple[list[str], list[Placed]]:
     """bwrap's options, and the files it makes."""
     arguments = [
-        *("--unshare-user", "--unshare-all", "--as-pid-1", "--die-with-parent", "--new-session"),
-        *("--cap-drop", "ALL", "--clearenv"),
+        *("--unshare-pid", "--as-pid-1", "--die-with-parent", "--new-session", "--cap-drop", "ALL", "--clearenv"),
         *("--setenv", "PATH", "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"),
         *("--setenv", "HOME", HOME, "--setenv", "USER", "user", "--setenv", "LC_CTYPE", "C.UTF-8"),
-        *(("--share-net",) if config.network == "full" else ()),
     ]
     for name, value in config.env.items():
         arguments += ["--setenv", name, value]
@@ -372,7 +378,8 @@ def _arguments(config: SandboxConfig) -> tuple[list[str], list[Placed]]:
     return arguments, files
 
 
-def _settings(config: SandboxConfig, watch_memory: bool) -> Settings:
+def _settings(config: SandboxConfig, watch_memory: bool) -> bytes:
+    """What the nursery reads first; see `envs/nursery.py`."""
     sizes = TmpfsSizes.within(config.limits)
     folders = {
         "/dev/shm": f"mode=1777,size={sizes.shm}",
@@ -383,11 +390,10 @@ def _settings(config: SandboxConfig, watch_memory: bool) -> Settings:
     }
     if config.rootfs and (Path(config.rootfs) / "var/tmp").is_dir():
         folders["/var/tmp"] = f"mode=1777,size={1 << 20}"
-    return {
-        "folders": folders,
-        "hostname": "" if config.network == "full" else "sandbox",
-        "limits": executor_limits(config.limits, watch_memory),
-    }
+    fields = {"hostname": "" if config.network == "full" else "sandbox"}
+    fields |= {f"folder.{folder}": options for folder, options in folders.items()}
+    fields |= {f"limit.{name}": str(limit) for name, limit in executor_limits(config.limits, watch_memory).items()}
+    return "\0".join(f"{name}={value}" for name, value in fields.items()).encode()
 
 
 def _open_to_sandboxes(folder: Path) -> bool:
@@ -424,10 +430,6 @@ def _show(path: str, arguments: list[str], files: list[Placed]) -> None:
 
 def _file(path: str, data: bytes) -> Placed:
     return data, ("--perms", "0444", "--file", DESCRIPTOR, path)
-
-
-def _new_uid() -> int:
-    return FIRST_UID + secrets.randbelow(NUM_UIDS)
 
 
 def _system_call_filter() -> bytes:

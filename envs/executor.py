@@ -20,8 +20,8 @@ that id; the first frame is `ready=1`.
 End of file on the stream is the lease: PID 1 ends and the kernel ends everything in the namespace.
 
 Any Python from 3.9 on runs it, as the image has it. It imports the smallest modules of the standard library (`posix`
-is what `os` is made of), all at the start: start-up time and memory are paid once per sandbox, and a command may delete
-the interpreter's own files. It refuses to run unless it is PID 1 of a pid namespace of its own: its `kill(-1)` anywhere
+is what `os` is made of), all at the start: a container pays for them with time and memory, and a command may delete the
+interpreter's own files. It refuses to run unless it is PID 1 of a pid namespace of its own: its `kill(-1)` anywhere
 else would end every process of the machine.
 """
 
@@ -46,6 +46,7 @@ READ_BYTES = 96 << 10  # below what malloc takes from the kernel anew each time
 MAX_STATE = 1 << 20
 MAX_HELD_PIPES = 512
 INLINE_COMMAND = 100_000  # one argv string is limited to 128 KiB: longer commands go through a memfd
+SPAWN_TRIES = 20
 TERM_GRACE_S = 0.2
 KILL_AGAIN_S = 0.005
 WATCH_MEMORY_S = 0.1
@@ -290,6 +291,8 @@ class Executor:
         self.environment.update(posix.environ)
         self.shell_cwd = WORKDIR
         self.shell_environment: dict[bytes, bytes] = {}
+        self.score = posix.open("/proc/self/oom_score_adj", posix.O_RDWR | posix.O_CLOEXEC)
+        self.own_score = posix.read(self.score, 16)
         self.poll = select.poll()
         self.poll.register(stream, select.POLLIN)
         posix.set_blocking(stream, False)
@@ -514,36 +517,32 @@ class Executor:
         self, arguments: list[str | bytes], environment: dict[bytes, bytes], actions: list[tuple[object, ...]]
     ) -> int:
         """A new bash that the out-of-memory killer takes before PID 1. A sandbox full of processes is cleared."""
-        for attempt in range(20):
-            try:
-                pid = posix.posix_spawn(
-                    BASH,
-                    arguments,
-                    environment,
-                    file_actions=actions,
-                    setsid=True,
-                    setsigmask=[],
-                    setsigdef=[
-                        _signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP,
-                        _signal.SIGPIPE, _signal.SIGXFSZ, _signal.SIGCHLD,
-                    ],
-                )  # fmt: skip
-                break
-            except BlockingIOError:  # EAGAIN: a fork bomb holds every process
-                if attempt == 19:
-                    raise
-                nuke()
-                time.sleep(0.01)
-                self.reap()
+        attempt = 0
+        posix.pwrite(self.score, b"1000", 0)  # it inherits; its own file is closed to PID 1 until its exec is through
         try:
-            score = posix.open(f"/proc/{pid}/oom_score_adj", posix.O_WRONLY | posix.O_CLOEXEC)
-            try:
-                posix.write(score, b"1000")
-            finally:
-                posix.close(score)
-        except OSError:
-            pass  # it has already ended
-        return pid
+            while True:
+                try:
+                    return posix.posix_spawn(
+                        BASH,
+                        arguments,
+                        environment,
+                        file_actions=actions,
+                        setsid=True,
+                        setsigmask=[],
+                        setsigdef=[
+                            _signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP,
+                            _signal.SIGPIPE, _signal.SIGXFSZ, _signal.SIGCHLD,
+                        ],
+                    )  # fmt: skip
+                except BlockingIOError:  # EAGAIN: a fork bomb holds every process
+                    attempt += 1
+                    if attempt == SPAWN_TRIES:
+                        raise
+                    nuke()
+                    time.sleep(0.01)
+                    self.reap()
+        finally:
+            posix.pwrite(self.score, self.own_score, 0)
 
     def drain(self, descriptor: int) -> None:
         """Read what a command wrote; of a finished one, to nowhere, so that its background children meet no SIGPIPE."""
@@ -702,8 +701,9 @@ def serve(stream: int, limits: dict[str, int]) -> None:
             _, hard = resource.getrlimit(LIMITS[name])
             bound = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
             resource.setrlimit(LIMITS[name], (bound, bound))
+    executor = Executor(stream, limits.get("processes", 1 << 30), limits.get("memory_bytes", 0))
     hide_from_commands()
-    Executor(stream, limits.get("processes", 1 << 30), limits.get("memory_bytes", 0)).run()
+    executor.run()
     posix._exit(0)  # without the interpreter's own end: the kernel ends the rest
 
 

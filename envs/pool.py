@@ -59,7 +59,8 @@ class Pool:
             await asyncio.wait(self._tasks)
 
     async def close(self) -> None:
-        """End the sandboxes that nobody took, and the backend. Those handed out are closed by their users."""
+        """End the sandboxes that nobody took, and the backend. Those handed out are closed by their users; they may end
+        here with the backend."""
         self._open = False
         for task in self._tasks:
             task.cancel()

@@ -176,5 +176,5 @@ class Backend(Protocol):
         ...
 
     async def close(self) -> None:
-        """Release what the backend itself holds (connections, networks)."""
+        """Release what the backend itself holds. Sandboxes that still run may end with it."""
         ...

@@ -35,6 +35,7 @@ DENIED: dict[str, tuple[int | None, int | None]] = {
 SOCKET_FAMILIES = (1, 2, 10, 16)  # AF_UNIX, AF_INET, AF_INET6, AF_NETLINK
 NEW_NAMESPACE = 0x7E020000  # every CLONE_NEW* flag of clone(2)
 TERMINAL_INJECTION = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX
+WRITE_LEASE = (1024,)  # F_SETLEASE: holds up whoever else opens the file, 45 s at a time, and sandboxes share files
 PERSONALITIES = (0, 0x8, 0x20000, 0x20008, 0x40000, 0xFFFFFFFF)  # 0x40000: debuggers switch off address randomisation
 
 ALLOWED = """
@@ -71,7 +72,7 @@ ALLOWED = """
 _MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 _CONDITIONAL = {
     "clone": (56, 220), "clone3": (435, 435), "socket": (41, 198), "socketpair": (53, 199), "ioctl": (16, 29),
-    "personality": (135, 92),
+    "personality": (135, 92), "fcntl": (72, 25),
 }  # fmt: skip
 
 _LOAD, _JUMP_EQUAL, _JUMP_GREATER, _JUMP_SET, _RETURN = 0x20, 0x15, 0x25, 0x45, 0x06
@@ -100,6 +101,15 @@ def bpf(machine: str = "") -> bytes:
             emit(_RETURN, _ALLOW)
         refuse(number)
 
+    def never(call: str, refused: tuple[int, ...]) -> None:
+        """`call` may have none of `refused` as its second argument."""
+        emit(_JUMP_EQUAL, _CONDITIONAL[call][column], 0, 2 * len(refused) + 2)
+        emit(_LOAD, _argument(1))
+        for value in refused:
+            emit(_JUMP_EQUAL, value, 0, 1)
+            refuse(errno.EPERM)
+        emit(_RETURN, _ALLOW)
+
     emit(_LOAD, _ARCH_OFFSET)
     emit(_JUMP_EQUAL, arch, 1, 0)
     emit(_RETURN, _KILL_PROCESS)
@@ -118,12 +128,8 @@ def bpf(machine: str = "") -> bytes:
     emit(_JUMP_SET, NEW_NAMESPACE, 0, 1)
     refuse(errno.EPERM)
     emit(_RETURN, _ALLOW)
-    emit(_JUMP_EQUAL, _CONDITIONAL["ioctl"][column], 0, 2 * len(TERMINAL_INJECTION) + 2)
-    emit(_LOAD, _argument(1))
-    for request in TERMINAL_INJECTION:
-        emit(_JUMP_EQUAL, request, 0, 1)
-        refuse(errno.EPERM)
-    emit(_RETURN, _ALLOW)
+    never("ioctl", TERMINAL_INJECTION)
+    never("fcntl", WRITE_LEASE)
     only("socket", SOCKET_FAMILIES, errno.EAFNOSUPPORT)
     only("socketpair", SOCKET_FAMILIES, errno.EAFNOSUPPORT)
     only("personality", PERSONALITIES, errno.EPERM)

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -176,6 +177,9 @@ def test_a_backend_ends_what_it_started(bubblewrap):
             await box.exec("true")
         await box.close()
 
+        with pytest.raises(SandboxDied, match="closed"):
+            await backend.start()
+
     bubblewrap.call(lambda: asyncio.run(body()))
 
 
@@ -221,3 +225,61 @@ def test_starts_that_nobody_waits_for_leave_nothing(bubblewrap):
             await backend.close()
 
     bubblewrap.call(lambda: asyncio.run(body()))
+
+
+WATCH = """import ctypes
+libc = ctypes.CDLL(None)
+held = 0
+while held < 100_000 and libc.inotify_init() >= 0:
+    held += 1
+print(held)
+"""
+
+
+def test_what_the_kernel_grants_a_user_is_not_shared(bubblewrap):
+    if os.geteuid() != 0 or bubblewrap.drops:
+        pytest.skip("an ordinary user has one budget for all")
+
+    async def body(greedy, sibling):
+        await greedy.write(
+            {"watch.py": WATCH.encode() + b"open('held', 'w').write(str(held))\nimport time; time.sleep(60)"}
+        )
+        await sibling.write({"watch.py": WATCH.encode()})
+        await greedy.exec("python3 watch.py >/dev/null 2>&1 & until [ -s held ]; do sleep 0.01; done")
+        first = (await greedy.exec("cat held")).stdout
+        assert int(first) == int((await sibling.exec("python3 watch.py")).stdout) > 0
+
+    bubblewrap.run(body, boxes=2)
+
+
+def test_no_sandbox_can_hold_up_another_at_a_file_they_share(bubblewrap):
+    lease = "import fcntl; fcntl.fcntl(open('/etc/passwd'), fcntl.F_SETLEASE, fcntl.F_WRLCK)"
+
+    async def body(box):
+        result = await box.exec(f'python3 -c "{lease}"')
+        assert result.exit_code == 1 and b"Operation not permitted" in result.stderr
+
+    bubblewrap.run(body)
+
+
+def test_root_of_a_container_may_be_weak(bubblewrap):
+    """Without CAP_SYS_ADMIN root cannot mount; its sandboxes are then made as an ordinary user's."""
+    if os.geteuid() != 0 or bubblewrap.drops or not shutil.which("setpriv"):
+        pytest.skip("needs root and setpriv")
+    program = """if True:
+        import asyncio
+        from envs.pool import open_backend
+        from envs.sandbox import SandboxConfig
+
+        async def main():
+            backend = open_backend(SandboxConfig())
+            box = await backend.start()
+            print((await box.exec("id -u; grep Eff /proc/self/status")).stdout.decode())
+            await box.close()
+            await backend.close()
+
+        asyncio.run(main())
+    """
+    words = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-all", "--", sys.executable, "-c", program]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["1000", "CapEff:", "0" * 16], done.stderr

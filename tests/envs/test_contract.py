@@ -309,3 +309,12 @@ def test_sandboxes_share_nothing(machine):
         assert await output(first, seen) == b"secret\nsecret\n1\n"
 
     machine.run(body, boxes=2)
+
+
+def test_every_command_is_ended_before_pid_1_when_memory_is_short(machine):
+    async def body(box):
+        for _ in range(5):
+            scores = (await box.exec("sleep 0.1; cat /proc/{self,1}/oom_score_adj")).stdout.split()
+            assert scores[0] == b"1000" and int(scores[1]) < 1000
+
+    machine.run(body)

@@ -265,7 +265,7 @@ def test_a_killed_owner_leaves_nothing(machine, count):
 @pytest.mark.heavy  # the machine for itself: every other backend that starts reaps too
 def test_the_reaper_takes_only_what_has_no_owner(machine):
     if machine.backend != "docker":
-        pytest.skip("bubblewrap leaves nothing to reap: its sandboxes are child processes")
+        pytest.skip("bubblewrap leaves nothing to reap: its sandboxes die with their owner")
 
     async def body(mine):
         backend = Docker(machine.config())
