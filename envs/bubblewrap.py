@@ -18,19 +18,18 @@ import secrets
 import shutil
 import signal
 import socket
-import stat
 import subprocess
 from contextlib import ExitStack
 from pathlib import Path
 
 from envs import executor, network, nursery, seccomp
+from envs.bubblewrap_root import DESCRIPTOR, HOME, Placed, placed, root_seen
 from envs.cgroups import Cgroups
 from envs.links import Bridge
 from envs.nursery import FILTER_PATH, INSIDE_UID
 from envs.sandbox import WORKDIR, BackendUnavailable, Sandbox, SandboxConfig, SandboxDied, TmpfsSizes
 from envs.wire import HELLO_S, Box, executor_limits, new_id
 
-HOME = "/home/user"
 FIRST_UID, NUM_UIDS = 0x70000000, 1 << 24
 """Root gives each sandbox a random uid of a range that nothing else uses, so that limits the kernel keeps per user
 (pipes, inotify, processes on old kernels) are the sandbox's own."""
@@ -40,37 +39,13 @@ FULL_S = 0.001
 """How long to wait when the nursery has more requests than its socket holds."""
 OLDEST_VERSION = (0, 5)
 
-SYSTEM_FOLDERS = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
-ETC = """
-    alternatives bash.bashrc debian_version fonts host.conf inputrc java-11-openjdk java-17-openjdk java-21-openjdk
-    ld.so.cache localtime magic magic.mime matplotlibrc mime.types os-release profile protocols R services shells
-    ssl/certs ssl/openssl.cnf terminfo texmf timezone
-""".split()
-"""Below /etc: configuration that programs need and that says nothing about the host's people, services or secrets."""
-COPIED_BYTES = 16 << 10
-"""Files up to this size are copied rather than mounted: a mount costs 0.2 ms of each start."""
-OWN_FOLDERS = ("/proc", "/sys", "/dev", "/tmp", "/run", "/home", WORKDIR)
-"""Made fresh for each sandbox, never taken from a root filesystem."""
-
-SYNTHETIC_FILES = {
-    "/etc/passwd": "root:x:0:0:root:/root:/bin/bash\n"
-    f"user:x:{INSIDE_UID}:{INSIDE_UID}:user:{HOME}:/bin/bash\n"
-    "nobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n",
-    "/etc/group": f"root:x:0:\nuser:x:{INSIDE_UID}:\nnogroup:x:65534:\n",
-    "/etc/hosts": "127.0.0.1 localhost sandbox\n::1 localhost\n",
-    "/etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
-}
-
+ARGUMENTS = ("--unshare-pid", "--as-pid-1", "--die-with-parent", "--new-session", "--cap-drop", "ALL", "--clearenv")
 PROGRAM = "/run/nursery"
 """Where the nursery finds itself. A sandbox has a /run of its own over it."""
 START = [
     *("/usr/bin/python3", "-I", "-S", "-OO", "-c"),
     f"import sys; sys.path.insert(0, '{PROGRAM}'); from envs.nursery import main; main()",
 ]
-
-Placed = tuple[bytes, tuple[str, ...]]
-"""Contents that reach bwrap through a descriptor, and the options that say what becomes of them."""
-DESCRIPTOR = "{descriptor}"
 
 
 class Bubblewrap:
@@ -84,7 +59,8 @@ class Bubblewrap:
         self._program = _find_program()
         self._bridge = Bridge.open() if config.network == "egress" else None
         self._cgroups = Cgroups.find(config.limits)
-        self._arguments, self._files = _arguments(config)
+        arguments, files = root_seen(config)
+        self._arguments, self._files = [*ARGUMENTS, *arguments], [*files, *_own_files()]
         self._settings = _settings(config, watch_memory=not self._cgroups)
         self._nursery: _Nursery | None = None
         self._closed = False
@@ -332,50 +308,15 @@ def _new_uid() -> int:
     return FIRST_UID + secrets.randbelow(NUM_UIDS)
 
 
-def _arguments(config: SandboxConfig) -> tuple[list[str], list[Placed]]:
-    """bwrap's options, and the files it makes."""
-    arguments = [
-        *("--unshare-pid", "--as-pid-1", "--die-with-parent", "--new-session", "--cap-drop", "ALL", "--clearenv"),
-        *("--setenv", "PATH", "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"),
-        *("--setenv", "HOME", HOME, "--setenv", "USER", "user", "--setenv", "LC_CTYPE", "C.UTF-8"),
-    ]
-    for name, value in config.env.items():
-        arguments += ["--setenv", name, value]
-    files: list[Placed] = []
-    if config.rootfs:
-        root = Path(config.rootfs).absolute()
-        for folder in (*reversed(root.parents), root):
-            if folder.is_dir() and not _open_to_sandboxes(folder):
-                raise BackendUnavailable(
-                    f"sandbox.rootfs={config.rootfs}: sandboxes run as an ordinary user, to whom {folder} is closed; "
-                    f"open it with: chmod o+x {folder}"
-                )
-        if not (root / "usr/bin/python3").exists() or not (root / "bin/bash").exists():
-            raise BackendUnavailable(f"sandbox.rootfs={config.rootfs}: needs /usr/bin/python3 and /bin/bash inside")
-        arguments += _show_root(root)
-    else:
-        arguments += ["--dir", "/etc", "--dir", "/var", "--symlink", "../tmp", "/var/tmp"]
-        for path in (*SYSTEM_FOLDERS, *(f"/etc/{name}" for name in ETC)):
-            _show(path, arguments, files)
-        files += [_file(path, text.encode()) for path, text in SYNTHETIC_FILES.items()]
-    if config.network != "none" and config.rootfs and not (Path(config.rootfs) / "etc/resolv.conf").exists():
-        raise BackendUnavailable(
-            f"sandbox.rootfs={config.rootfs}: names could not be resolved; make the place for that: "
-            f"touch {config.rootfs}/etc/resolv.conf"
-        )
-    if config.network == "full":
-        arguments += ["--ro-bind-try", "/etc/resolv.conf", "/etc/resolv.conf"]
-    elif config.network == "egress":
-        names = "".join(f"nameserver {address}\n" for address in network.resolvers())
-        files.append((names.encode(), ("--perms", "0444", "--ro-bind-data", DESCRIPTOR, "/etc/resolv.conf")))
-    arguments += ["--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev"]
-    for own in ("/tmp", HOME, "/run", WORKDIR):
-        arguments += ["--dir", own]
-    for module in (nursery, executor):
-        source = Path(str(module.__file__))
-        files.append(_file(f"{PROGRAM}/envs/{source.name}", source.read_bytes()))
-    files.append(_file(FILTER_PATH, _system_call_filter()))
-    return arguments, files
+def _own_files() -> list[Placed]:
+    """The nursery's program and what it reads."""
+    sources = [Path(str(module.__file__)) for module in (nursery, executor)]
+    try:
+        filtering = seccomp.bpf()
+    except KeyError as error:
+        raise BackendUnavailable(f"no system call filter for machine {error}; use sandbox.backend=docker") from error
+    program = [placed(f"{PROGRAM}/envs/{source.name}", source.read_bytes()) for source in sources]
+    return [*program, placed(FILTER_PATH, filtering)]
 
 
 def _settings(config: SandboxConfig, watch_memory: bool) -> bytes:
@@ -394,49 +335,6 @@ def _settings(config: SandboxConfig, watch_memory: bool) -> bytes:
     fields |= {f"folder.{folder}": options for folder, options in folders.items()}
     fields |= {f"limit.{name}": str(limit) for name, limit in executor_limits(config.limits, watch_memory).items()}
     return "\0".join(f"{name}={value}" for name, value in fields.items()).encode()
-
-
-def _open_to_sandboxes(folder: Path) -> bool:
-    """Whether what lies in it can be reached: by anybody where root gives each sandbox a uid, else by this user."""
-    return bool(folder.stat().st_mode & stat.S_IXOTH) if os.geteuid() == 0 else os.access(folder, os.X_OK)
-
-
-def _show_root(root: Path) -> list[str]:
-    """Options that make a root filesystem folder visible, read-only, entry by entry: what is mounted over it need not
-    exist in it."""
-    if any((root / WORKDIR[1:]).glob("*")):
-        raise BackendUnavailable(
-            f"sandbox.rootfs={root}: files in its {WORKDIR} would be hidden; use sandbox.backend=docker"
-        )
-    arguments = []
-    for entry in sorted(root.iterdir()):
-        inside = f"/{entry.name}"
-        if entry.is_symlink():
-            arguments += ["--symlink", os.readlink(entry), inside]
-        elif inside not in OWN_FOLDERS:
-            arguments += ["--ro-bind", str(entry), inside]
-    return arguments
-
-
-def _show(path: str, arguments: list[str], files: list[Placed]) -> None:
-    """Make a system path of the host visible, read-only: links stay links, small files are copied, the rest mounted."""
-    if os.path.islink(path):
-        arguments += ["--symlink", os.readlink(path), path]
-    elif os.path.isfile(path) and os.path.getsize(path) <= COPIED_BYTES:
-        files.append(_file(path, Path(path).read_bytes()))
-    elif os.path.exists(path):
-        arguments += ["--ro-bind", path, path]
-
-
-def _file(path: str, data: bytes) -> Placed:
-    return data, ("--perms", "0444", "--file", DESCRIPTOR, path)
-
-
-def _system_call_filter() -> bytes:
-    try:
-        return seccomp.bpf()
-    except KeyError as error:
-        raise BackendUnavailable(f"no system call filter for machine {error}; use sandbox.backend=docker") from error
 
 
 def _find_program() -> str:

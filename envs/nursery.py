@@ -1,6 +1,6 @@
 """The program from which bubblewrap's sandboxes are forked: one interpreter, started once inside the root filesystem
-that all sandboxes of a backend see, forks each of them with namespaces of its own. A fork takes 3 ms where a bwrap and
-an interpreter for each take 20.
+that all sandboxes of a backend see, forks each of them with namespaces of its own. A sandbox's start and end take 6 ms
+of a core; with a bwrap and an interpreter for each they took 16.
 
     python3 -I -S -OO -c "..." DESCRIPTOR      of the host's socket (SOCK_SEQPACKET)
 
@@ -83,8 +83,7 @@ def main() -> None:
         (stream,) = DESCRIPTOR.unpack(received[0][2])
         try:
             if posix.fork() == 0:
-                control.close()
-                become_sandbox(int(request), stream, settings)
+                become_sandbox(control, request, stream, settings)
         except OSError as error:
             complain(error)
         posix.close(stream)
@@ -112,10 +111,11 @@ def close_all_but(kept: int) -> None:
                 pass  # of the listing itself
 
 
-def become_sandbox(uid: int, stream: int, settings: Settings) -> None:
+def become_sandbox(control: _socket.socket, request: bytes, stream: int, settings: Settings) -> None:
     """Two forks below the nursery: the first enters the namespaces, the second is PID 1 in them. Never returns."""
     try:
-        enter_namespaces(uid, own_network=bool(settings.hostname))
+        control.close()
+        enter_namespaces(int(request), own_network=bool(settings.hostname))
         if posix.fork() == 0:
             posix.setsid()
             report_birth(stream)
