@@ -375,8 +375,8 @@ async def left_after_kill(name: str, image: str, count: int) -> tuple[int, float
                 await asyncio.sleep(0.05)
                 inside = {pid for pid in all_pids() - before if _is_sleeper(pid)}
     finally:
+        killed = time.monotonic()
         owner.send_signal(signal.SIGKILL)
-    killed = time.monotonic()
     after_one_second = -1
     while left := {pid for pid in inside if _is_sleeper(pid)}:
         if after_one_second < 0 and time.monotonic() - killed >= 1:
