@@ -334,7 +334,7 @@ def _settings(config: SandboxConfig, watch_memory: bool) -> bytes:
     fields = {"hostname": "" if config.network == "full" else "sandbox"}
     fields |= {f"folder.{folder}": options for folder, options in folders.items()}
     fields |= {f"limit.{name}": str(limit) for name, limit in executor_limits(config.limits, watch_memory).items()}
-    return "\0".join(f"{name}={value}" for name, value in fields.items()).encode()
+    return executor.pack_header({name.encode(): value.encode() for name, value in fields.items()})
 
 
 def _find_program() -> str:

@@ -28,6 +28,7 @@ else would end every process of the machine.
 from __future__ import annotations
 
 import _signal
+import _socket
 import errno
 import posix
 import resource
@@ -104,9 +105,13 @@ def hide_from_commands() -> None:
         raise RuntimeError("PR_SET_DUMPABLE failed")
 
 
+def pack_header(fields: dict[bytes, bytes]) -> bytes:
+    return b"\0".join(b"%b=%b" % item for item in fields.items())
+
+
 def pack_head(fields: dict[bytes, bytes], payload_size: int) -> bytes:
     """A frame up to its payload."""
-    header = b"\0".join(b"%b=%b" % item for item in fields.items())
+    header = pack_header(fields)
     return FRAME.pack(len(header), payload_size) + header
 
 
@@ -709,8 +714,6 @@ def serve(stream: int, limits: dict[str, int]) -> None:
 
 def connect(path: str) -> int:
     """A stream to the host's unix socket."""
-    import _socket
-
     host = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     host.connect(path)
     return host.detach()

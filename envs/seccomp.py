@@ -92,23 +92,14 @@ def bpf(machine: str = "") -> bytes:
     def refuse(number: int) -> None:
         emit(_RETURN, _ERRNO | number)
 
-    def only(call: str, allowed: tuple[int, ...], number: int) -> None:
-        """`call` may have nothing but one of `allowed` as its first argument."""
-        emit(_JUMP_EQUAL, _CONDITIONAL[call][column], 0, 2 * len(allowed) + 2)
-        emit(_LOAD, _argument(0))
-        for value in allowed:
+    def decide(call: str, argument: int, values: tuple[int, ...], then: int, otherwise: int) -> None:
+        """What `call` returns when that argument of it is one of `values`, and when it is none."""
+        emit(_JUMP_EQUAL, _CONDITIONAL[call][column], 0, 2 * len(values) + 2)
+        emit(_LOAD, _argument(argument))
+        for value in values:
             emit(_JUMP_EQUAL, value, 0, 1)
-            emit(_RETURN, _ALLOW)
-        refuse(number)
-
-    def never(call: str, refused: tuple[int, ...]) -> None:
-        """`call` may have none of `refused` as its second argument."""
-        emit(_JUMP_EQUAL, _CONDITIONAL[call][column], 0, 2 * len(refused) + 2)
-        emit(_LOAD, _argument(1))
-        for value in refused:
-            emit(_JUMP_EQUAL, value, 0, 1)
-            refuse(errno.EPERM)
-        emit(_RETURN, _ALLOW)
+            emit(_RETURN, then)
+        emit(_RETURN, otherwise)
 
     emit(_LOAD, _ARCH_OFFSET)
     emit(_JUMP_EQUAL, arch, 1, 0)
@@ -128,11 +119,11 @@ def bpf(machine: str = "") -> bytes:
     emit(_JUMP_SET, NEW_NAMESPACE, 0, 1)
     refuse(errno.EPERM)
     emit(_RETURN, _ALLOW)
-    never("ioctl", TERMINAL_INJECTION)
-    never("fcntl", WRITE_LEASE)
-    only("socket", SOCKET_FAMILIES, errno.EAFNOSUPPORT)
-    only("socketpair", SOCKET_FAMILIES, errno.EAFNOSUPPORT)
-    only("personality", PERSONALITIES, errno.EPERM)
+    decide("ioctl", 1, TERMINAL_INJECTION, _ERRNO | errno.EPERM, _ALLOW)
+    decide("fcntl", 1, WRITE_LEASE, _ERRNO | errno.EPERM, _ALLOW)
+    decide("socket", 0, SOCKET_FAMILIES, _ALLOW, _ERRNO | errno.EAFNOSUPPORT)
+    decide("socketpair", 0, SOCKET_FAMILIES, _ALLOW, _ERRNO | errno.EAFNOSUPPORT)
+    decide("personality", 0, PERSONALITIES, _ALLOW, _ERRNO | errno.EPERM)
     emit(_RETURN, _ALLOW)
     return b"".join(program)
 

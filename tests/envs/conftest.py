@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from envs.pool import open_backend
-from envs.sandbox import BackendUnavailable, Sandbox, SandboxConfig
+from envs.sandbox import Backend, BackendUnavailable, Sandbox, SandboxConfig
 
 DOCKER_IMAGE = os.environ.get("SANDBOXRL_TEST_IMAGE", "sandboxrl/base:local")
 DOCKER_SOCKET = os.environ.get("SANDBOXRL_TEST_SOCKET", SandboxConfig().socket)
@@ -49,8 +49,7 @@ class Machine:
     def run(self, body: Body, boxes: int = 1, **changes: Any) -> Any:
         """`body` with fresh sandboxes, which are closed afterwards."""
 
-        async def whole() -> Any:
-            backend = open_backend(self.config(**changes))
+        async def with_boxes(backend: Backend) -> Any:
             started: list[Sandbox] = []
             try:
                 for _ in range(boxes):
@@ -59,6 +58,17 @@ class Machine:
             finally:
                 for box in started:
                     await box.close()
+
+        return self.run_with_backend(with_boxes, **changes)
+
+    def run_with_backend(self, body: Body, **changes: Any) -> Any:
+        """`body` with a backend, which is closed afterwards."""
+
+        async def whole() -> Any:
+            backend = open_backend(self.config(**changes))
+            try:
+                return await body(backend)
+            finally:
                 await backend.close()
 
         return self.call(lambda: asyncio.run(whole()))

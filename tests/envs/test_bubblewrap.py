@@ -149,26 +149,21 @@ def child_of(pid: int) -> int:
 
 
 def test_a_dead_nursery_takes_its_sandboxes_along_and_is_made_anew(bubblewrap):
-    async def body():
-        backend = open_backend(bubblewrap.config())
-        try:
-            box = await backend.start()
-            os.kill(child_of(backend._nursery._process.pid), signal.SIGKILL)
-            with pytest.raises(SandboxDied):
-                await box.exec("sleep 9")
-            await box.close()
-            again = await backend.start()
-            assert (await again.exec("echo there")).stdout == b"there\n"
-            await again.close()
-        finally:
-            await backend.close()
+    async def body(backend):
+        box = await backend.start()
+        os.kill(child_of(backend._nursery._process.pid), signal.SIGKILL)
+        with pytest.raises(SandboxDied):
+            await box.exec("sleep 9")
+        await box.close()
+        again = await backend.start()
+        assert (await again.exec("echo there")).stdout == b"there\n"
+        await again.close()
 
-    bubblewrap.call(lambda: asyncio.run(body()))
+    bubblewrap.run_with_backend(body)
 
 
 def test_a_backend_ends_what_it_started(bubblewrap):
-    async def body():
-        backend = open_backend(bubblewrap.config())
+    async def body(backend):
         box = await backend.start()
         nursery = backend._nursery._process
         await backend.close()
@@ -176,55 +171,46 @@ def test_a_backend_ends_what_it_started(bubblewrap):
         with pytest.raises(SandboxDied):
             await box.exec("true")
         await box.close()
-
         with pytest.raises(SandboxDied, match="closed"):
             await backend.start()
 
-    bubblewrap.call(lambda: asyncio.run(body()))
+    bubblewrap.run_with_backend(body)
 
 
 def test_more_can_be_asked_for_at_once_than_a_socket_holds(bubblewrap):
-    async def body():
-        backend = open_backend(bubblewrap.config())
-        try:
-            boxes = await asyncio.gather(*(backend.start() for _ in range(320)))
-            said = await asyncio.gather(*(box.exec("echo $$") for box in boxes))
-            assert {result.stdout for result in said} == {b"2\n"}
-            await asyncio.gather(*(box.close() for box in boxes))
-        finally:
-            await backend.close()
+    async def body(backend):
+        boxes = await asyncio.gather(*(backend.start() for _ in range(320)))
+        said = await asyncio.gather(*(box.exec("echo $$") for box in boxes))
+        assert {result.stdout for result in said} == {b"2\n"}
+        await asyncio.gather(*(box.close() for box in boxes))
 
-    bubblewrap.call(lambda: asyncio.run(body()))
+    bubblewrap.run_with_backend(body)
 
 
 def test_starts_that_nobody_waits_for_leave_nothing(bubblewrap):
-    async def body():
-        backend = open_backend(bubblewrap.config())
-        try:
-            await (await backend.start()).close()
-            nursery = child_of(backend._nursery._process.pid)
-            descriptors = len(os.listdir("/proc/self/fd"))
-            for delay in range(30):
-                starts = [asyncio.create_task(backend.start()) for _ in range(4)]
-                await asyncio.sleep(delay / 2000)
-                for start in starts:
-                    start.cancel()
-                for done in await asyncio.gather(*starts, return_exceptions=True):
-                    if not isinstance(done, BaseException):
-                        await done.close()
-            for _ in range(200):
-                children = Path(f"/proc/{nursery}/task/{nursery}/children").read_text()
-                if not children:
-                    break
-                await asyncio.sleep(0.01)
-            assert not children and len(os.listdir("/proc/self/fd")) == descriptors
-            assert backend._nursery.said() == "no message"
-            groups = [path.parts[-1] for path in Path("/sys/fs/cgroup").rglob(f"{PREFIX}{owner_of(os.getpid())}.*")]
-            assert not groups
-        finally:
-            await backend.close()
+    async def body(backend):
+        await (await backend.start()).close()
+        nursery = child_of(backend._nursery._process.pid)
+        descriptors = len(os.listdir("/proc/self/fd"))
+        for delay in range(30):
+            starts = [asyncio.create_task(backend.start()) for _ in range(4)]
+            await asyncio.sleep(delay / 2000)
+            for start in starts:
+                start.cancel()
+            for done in await asyncio.gather(*starts, return_exceptions=True):
+                if not isinstance(done, BaseException):
+                    await done.close()
+        for _ in range(200):
+            children = Path(f"/proc/{nursery}/task/{nursery}/children").read_text()
+            if not children:
+                break
+            await asyncio.sleep(0.01)
+        assert not children and len(os.listdir("/proc/self/fd")) == descriptors
+        assert backend._nursery.said() == "no message"
+        groups = [path.parts[-1] for path in Path("/sys/fs/cgroup").rglob(f"{PREFIX}{owner_of(os.getpid())}.*")]
+        assert not groups
 
-    bubblewrap.call(lambda: asyncio.run(body()))
+    bubblewrap.run_with_backend(body)
 
 
 WATCH = """import ctypes
