@@ -10,7 +10,7 @@ LINT := ruff check -q . && ruff format -q --check . && mypy
 .PHONY: train test setup lint
 
 train: .venv/.ready
-	@$(RUN) python -m launch train recipes/tiny.yaml name=$(NAME) $(ARGS)
+	@$(RUN) python -m sandboxrl.launch train recipes/tiny.yaml name=$(NAME) $(ARGS)
 
 # Light tests share the cores, with lint. The heavy ones run one at a time, each file in a process of its own: Ray does
 # not start twice in one without traces of the first.

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.report import measure, write_report
-from rl.evaluate import RESULTS, read_results, result_key
+from sandboxrl.rl.evaluation.evaluate import RESULTS, read_results, result_key
 
 ROOT = Path(__file__).resolve().parents[1]
 NUM_TASKS = 5
@@ -103,7 +103,7 @@ def evaluation(folder: Path, out: Path, repeats: int, delay_s: float = 0.0) -> s
         rows.write_text("".join(json.dumps(task) + "\n" for task in tasks))
     words = f"scripted:guess:{delay_s} --benchmarks aime25 --data aime25={rows} --repeats {repeats} --parallel 4"
     return subprocess.Popen(
-        [sys.executable, "-m", "launch", "evaluate", *words.split(), "--out", str(out)],
+        [sys.executable, "-m", "sandboxrl.launch", "evaluate", *words.split(), "--out", str(out)],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         text=True,

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
-from data.errors import InputError
-from rl.metrics import read_jsonl, write_atomic
+from sandboxrl.data.errors import InputError
+from sandboxrl.rl.reports.run_folder import read_jsonl, write_atomic
 
 WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 720, 360, 48, 24, 16, 40
 COLOURS = ("#2458b8", "#c46a12", "#1f7a4d", "#8a3b8f", "#a8323a")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.report import measure, write_report
-from launch.__main__ import main
+from sandboxrl.launch.__main__ import main
 
 ROWS = 100_000
 QUICK_ROWS = 20_000

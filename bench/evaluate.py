@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.report import measure, write_report
-from envs.analysis import busy_s
-from rl.evaluate import read_results
+from sandboxrl.rl.evaluation.evaluate import read_results
+from sandboxrl.rl.reports.analysis import busy_s
 
 WORKERS = 8
 ANSWER = "B"
@@ -130,7 +130,7 @@ def our_run(out: Path, rows: Path, url: str, mode: str, image: str = "") -> Outc
     words += f" --repeats 1 --parallel {WORKERS} --arm reference --out {out}"
     if image:
         words += f" --backend docker --image {image}"
-    execute([sys.executable, "-m", "launch", *words.split()])
+    execute([sys.executable, "-m", "sandboxrl.launch", *words.split()])
     done = read_results(out)
     return [one.score or 0.0 for one in done], busy_s(done)
 

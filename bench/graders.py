@@ -40,13 +40,13 @@ from pathlib import Path
 from typing import Any
 
 from bench.report import measure, write_report
-from data.benchmarks import load_benchmark
-from data.swebench import END, EXIT_CODE, RUNNERS, START
-from data.task import Task
-from envs.grading_worker import ifbench_score
-from envs.judge import read_verdict
-from envs.rewards import choice, math_score, reference_score
-from envs.suites import READERS, resolved
+from sandboxrl.data.benchmarks import load_benchmark
+from sandboxrl.data.formats.swebench import END, EXIT_CODE, RUNNERS, START
+from sandboxrl.data.task import Task
+from sandboxrl.envs.grading.judge import read_verdict
+from sandboxrl.envs.grading.rewards import choice, math_score, reference_score
+from sandboxrl.envs.grading.test_logs import READERS, resolved
+from sandboxrl.envs.grading.worker import ifbench_score
 
 Case = tuple[str, str, Any, Any]
 """Kind (disagreements are counted by it), what was judged, the official verdict, ours."""

@@ -34,12 +34,13 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from bench.report import measure, write_report
-from envs.trajectory import StopReason, Tokens, Trajectory
-from rl.batch import LearnerConfig, build_batch
-from rl.grpo import LossConfig
-from rl.learner import Learner
-from rl.model import SelectedLogprobs, load_policy
-from rl.weights import free_port
+from sandboxrl.envs.trajectory import StopReason, Tokens, Trajectory
+from sandboxrl.rl.grpo import LossConfig
+from sandboxrl.rl.learner.batch import build_batch
+from sandboxrl.rl.learner.config import LearnerConfig
+from sandboxrl.rl.learner.learner import Learner
+from sandboxrl.rl.learner.model import SelectedLogprobs, load_policy
+from sandboxrl.rl.learner.weights import free_port
 
 VOCABULARY = 32_768
 TRAINED_SHARE = 0.4

@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-PACKAGE = "launch"
+PACKAGE = "sandboxrl.launch"
 SMALL = (
     "steps=3 max_staleness=0 seed=5 groups_per_step=4 group_size=4 tasks.eval.heldout.num_tasks=16 evaluation.every=0 "
     "replace_uninformative=2 sandbox.warm=8"

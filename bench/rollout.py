@@ -29,9 +29,10 @@ from pathlib import Path
 from typing import Any
 
 from bench.report import measure, write_report
-from envs.policy import Sampling
-from rl.engine import CPU_BLOCK_TOKENS, EngineConfig, VllmEngine, worker_environment
-from rl.metrics import read_jsonl
+from sandboxrl.envs.policy.protocol import Sampling
+from sandboxrl.rl.engine.config import EngineConfig, worker_environment
+from sandboxrl.rl.engine.vllm import CPU_BLOCK_TOKENS, VllmEngine
+from sandboxrl.rl.reports.run_folder import read_jsonl
 
 STARTED_S = time.time()
 CONFIG = EngineConfig(max_model_len=1024)
@@ -53,7 +54,7 @@ def main() -> None:
         return
     if args.out is None:
         parser.error("--out is needed")
-    from rl.run import resolve_model
+    from sandboxrl.rl.run import resolve_model
 
     args.model = resolve_model(args.model, seed=0)
     write_report(args.out, run(args))
@@ -121,7 +122,7 @@ def round_of_steps(args: argparse.Namespace, seed: int) -> dict[str, list[float]
                 "checkpoint.every": 0,
             }
             words = [f"{key}={value}" for key, value in overrides.items()]
-            subprocess.run([sys.executable, "-m", "launch", "train", args.recipe, *words], check=True)
+            subprocess.run([sys.executable, "-m", "sandboxrl.launch", "train", args.recipe, *words], check=True)
         ahead, in_step = (read_jsonl(Path(folder) / name / "metrics.jsonl")[2:] for name in ("ahead", "in_step"))
         files = [Path(folder) / "ahead" / "trajectories" / f"step_{row['step']:06d}.jsonl" for row in ahead]
         raw = part("replay", args, "--trajectories", *map(str, files))["seconds"]
@@ -172,7 +173,7 @@ def timed(draw: Callable[[list[list[int]]], None]) -> dict[str, float]:
 def ours_part(args: argparse.Namespace) -> dict[str, float]:
     from safetensors.torch import load_file
 
-    from rl.weights import SharedWeights
+    from sandboxrl.rl.learner.weights import SharedWeights
 
     weights = load_file(Path(args.model) / "model.safetensors")
 

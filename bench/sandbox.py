@@ -27,9 +27,9 @@ from typing import Any
 
 from bench.attacks import ATTACKS, BOMBS, COMMANDS
 from bench.report import measure, write_report
-from envs.executor import pack
-from envs.pool import Pool, open_backend
-from envs.sandbox import (
+from sandboxrl.envs.sandbox.inside.executor import pack
+from sandboxrl.envs.sandbox.pool import Pool, open_backend
+from sandboxrl.envs.sandbox.protocol import (
     Backend,
     BackendUnavailable,
     ExecResult,
@@ -49,7 +49,7 @@ Samples = dict[str, dict[str, list[float]]]
 
 
 class PeerBox:
-    """A peer's sandbox as `envs.sandbox.Sandbox`, through `bench/peers.py`."""
+    """A peer's sandbox as `sandboxrl.envs.sandbox.protocol.Sandbox`, through `bench/peers.py`."""
 
     def __init__(self, python: str, name: str, image: str) -> None:
         self.id = name
@@ -344,8 +344,8 @@ async def reference_attacks(image: str, peers: str) -> list[str]:
 
 HOLDER = """
 import asyncio, sys
-from envs.pool import open_backend
-from envs.sandbox import SandboxConfig
+from sandboxrl.envs.sandbox.pool import open_backend
+from sandboxrl.envs.sandbox.protocol import SandboxConfig
 async def main():
     backend = open_backend(SandboxConfig(backend={name!r}, image={image!r}))
     gate = asyncio.Semaphore(4)

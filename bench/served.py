@@ -33,14 +33,14 @@ from typing import Any
 
 from bench.evaluate import execute
 from bench.report import measure, write_report
-from data.benchmarks import BENCHMARKS
-from data.builtin import build
-from data.prompt import load_arm, render
-from envs.chat import ChatFormat, load_tokenizer
-from envs.tools import tool_set
-from rl.engine import serve_command
-from rl.evaluate import read_results
-from rl.weights import free_port
+from sandboxrl.data.benchmarks import BENCHMARKS
+from sandboxrl.data.builtin import build
+from sandboxrl.data.prompt.arms import load_arm, render
+from sandboxrl.envs.policy.chat import ChatFormat, load_tokenizer
+from sandboxrl.envs.tools.tool_set import tool_set
+from sandboxrl.rl.engine.config import serve_command
+from sandboxrl.rl.evaluation.evaluate import read_results
+from sandboxrl.rl.learner.weights import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 NUM_ROWS = 4
@@ -284,7 +284,9 @@ def judged_by_itself(out: Path, url: str, model: str) -> dict[str, Any]:
     rows = " ".join(f"--data {name}={out / 'rows' / name}.jsonl" for name in ("ugphysics", "aa_lcr"))
     words = f"{url} --model {model} --benchmarks ugphysics,aa_lcr --mode llm {rows} --limit 2 --repeats 1 --attempts 1"
     words += f" --max-tokens 1024 --judge {url} --judge-model {model} --out {out / 'judged'}"
-    done = subprocess.run([sys.executable, "-m", "launch", "evaluate", *words.split()], cwd=ROOT, capture_output=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "sandboxrl.launch", "evaluate", *words.split()], cwd=ROOT, capture_output=True
+    )
     results = read_results(out / "judged")
     lost = [json.loads(line) for line in (out / "judged" / "failures.jsonl").read_text().splitlines()]
     verdicts = len(list((out / "judged" / "judge").rglob("*.json")))
@@ -305,7 +307,7 @@ def one_prompt(out: Path, url: str, model: str) -> dict[str, Any]:
     arm.write_text(PROMPT_ARM)
     for name, text in task.documents.items():
         (given / name).write_text(text)
-    command = [sys.executable, "-m", "launch", "run", "--prompt", task.question, "--input", str(given)]
+    command = [sys.executable, "-m", "sandboxrl.launch", "run", "--prompt", task.question, "--input", str(given)]
     command += ["--output", str(out / "prompt"), "--endpoint", url, "--model", model, "--arm", str(arm)]
     done = subprocess.run([*command, "--max-turns", "8", "--temperature", "0"], cwd=ROOT, capture_output=True)
     (trajectory,) = read_results(out / "prompt" / "trajectory.jsonl")
@@ -316,7 +318,7 @@ def one_prompt(out: Path, url: str, model: str) -> dict[str, Any]:
 
 
 def launch(*words: str) -> None:
-    execute([sys.executable, "-m", "launch", *words])
+    execute([sys.executable, "-m", "sandboxrl.launch", *words])
 
 
 # ------------------------------------------------------------------------------------------------------ other harnesses
@@ -400,7 +402,7 @@ def peer(out: Path, url: str, model: str, image: str, python: str) -> dict[str, 
         folder.mkdir()
         execute([python, "-c", PEER, str(rows), str(folder), url, image, model, mode])
     launch("analyze", "peer=" + "+".join(map(str, folders.values())), "--out", str(out / "peer_tables"))
-    from launch.analyze import load
+    from sandboxrl.launch.analyze import load
 
     found = {}
     for mode, folder in folders.items():

@@ -21,13 +21,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from data.context import few
-from data.errors import InputError, nearest, one_line
-from data.formats import json_field, printed_letters
-from data.hub import Origin
-from data.reading import Rejected, Row
-from data.swebench import swebench_gold
-from data.task import Task
+from sandboxrl.data.building import few
+from sandboxrl.data.errors import InputError, nearest, one_line
+from sandboxrl.data.formats.forms import json_field, printed_letters
+from sandboxrl.data.formats.swebench import swebench_gold
+from sandboxrl.data.hub import Origin
+from sandboxrl.data.reading import Rejected, Row
+from sandboxrl.data.task import Task
 
 PUBLISHED = "daixuancheng/llm-in-sandbox-bench"
 
@@ -321,7 +321,7 @@ def load_benchmark(
 
     `path` is a local file or folder of rows; `original` for the original release on the hub; empty for the published
     set. `documents` is a folder of documents for rows that only name them. `revision` pins the hub's; `commits` are
-    those that are known (see `data.hub`). Raises InputError.
+    those that are known (see `sandboxrl.data.hub`). Raises InputError.
     """
     one = benchmark(name)
     rejected: list[Rejected] = []

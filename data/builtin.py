@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from data.errors import InputError, nearest
-from data.task import Task
+from sandboxrl.data.errors import InputError, nearest
+from sandboxrl.data.task import Task
 
 SPLITS = {"train": range(8), "validation": range(8, 9), "heldout": range(9, 10)}
 """Split -> the buckets, of ten, whose documents are its own."""

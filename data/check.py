@@ -14,8 +14,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from data.context import Question, gives_away, plain, shown_before
-from data.task import Task
+from sandboxrl.data.building import Question, gives_away, plain, shown_before
+from sandboxrl.data.task import Task
 
 NGRAM = 13
 """Words in a row that two texts do not share by chance (as in the GPT-3 paper's appendix C)."""

@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from data.errors import InputError, one_line
-from data.reading import Rejected, Row, read_rows
+from sandboxrl.data.errors import InputError, one_line
+from sandboxrl.data.reading import Rejected, Row, read_rows
 
 Rows = Iterator[tuple[str, Row]]
 

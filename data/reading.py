@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from data.errors import InputError, one_line
+from sandboxrl.data.errors import InputError, one_line
 
 SUFFIXES = (".jsonl", ".jsonlines", ".ndjson", ".json", ".parquet", ".csv", ".tsv")
 MAX_ROW_BYTES = 64 << 20

@@ -25,13 +25,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMappin
 from pathlib import Path
 from typing import Any, TypeVar
 
-from data import builtin as corpus
-from data.context import BuildConfig, Context, build_tasks
-from data.errors import InputError, nearest
-from data.formats import FOLDER_FORMATS, ROW_FORMATS, dapo, document, own, published, r2e_gym
-from data.hub import WHERE, Origin, Rows
-from data.reading import SUFFIXES, Rejected, Row, read_rows
-from data.task import PLACEMENTS, Task
+from sandboxrl.data import builtin as corpus
+from sandboxrl.data.building import BuildConfig, Context, build_tasks
+from sandboxrl.data.errors import InputError, nearest
+from sandboxrl.data.formats.forms import FOLDER_FORMATS, ROW_FORMATS, dapo, document, own, published, r2e_gym
+from sandboxrl.data.hub import WHERE, Origin, Rows
+from sandboxrl.data.reading import SUFFIXES, Rejected, Row, read_rows
+from sandboxrl.data.task import PLACEMENTS, Task
 
 Spec = str | Mapping[str, Any]
 
@@ -61,7 +61,7 @@ def load_source(
 ) -> list[Task]:
     """The tasks of a source. `seed` is used where the spec names none. Raises InputError; also for a source without a
     single good row. Bad rows go to `rejected`, or are logged where the caller does not take them. `commits`: those of
-    the Hub's data sets, see `data.hub`."""
+    the Hub's data sets, see `sandboxrl.data.hub`."""
     found: list[Rejected] = []
     tasks = list(iter_source(spec, found, seed, commits))
     if not tasks:

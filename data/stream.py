@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from data.errors import InputError, nearest
-from data.task import Task
+from sandboxrl.data.errors import InputError, nearest
+from sandboxrl.data.task import Task
 
 
 class TaskStream:

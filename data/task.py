@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from data.errors import InputError, nearest
+from sandboxrl.data.errors import InputError, nearest
 
 PLACEMENTS = ("sandbox", "prompt")
 REWARDS = (

@@ -13,16 +13,16 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 
-from data.errors import InputError, described
-from data.prompt import Arm, render
-from data.task import Task
-from envs.grading import Grader, GraderFailed, hide_tests
-from envs.policy import Conversation, EngineLost, Policy, Reply
-from envs.pool import Pool
-from envs.rewards import extract_answer
-from envs.sandbox import ANSWER, DOCUMENTS, BackendUnavailable, FileRefused, Sandbox, SandboxError
-from envs.tools import ToolSet
-from envs.trajectory import Observation, StopReason, Trajectory, Turn
+from sandboxrl.data.errors import InputError, described
+from sandboxrl.data.prompt.arms import Arm, render
+from sandboxrl.data.task import Task
+from sandboxrl.envs.grading.grader import Grader, GraderFailed, hide_tests
+from sandboxrl.envs.grading.rewards import extract_answer
+from sandboxrl.envs.policy.protocol import Conversation, EngineLost, Policy, Reply
+from sandboxrl.envs.sandbox.pool import Pool
+from sandboxrl.envs.sandbox.protocol import ANSWER, DOCUMENTS, BackendUnavailable, FileRefused, Sandbox, SandboxError
+from sandboxrl.envs.tools.tool_set import ToolSet
+from sandboxrl.envs.trajectory import Observation, StopReason, Trajectory, Turn
 
 ANSWER_BYTES = 1 << 20
 

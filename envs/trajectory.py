@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from data.task import Task
+from sandboxrl.data.task import Task
 
 
 class StopReason(enum.StrEnum):

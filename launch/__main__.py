@@ -1,4 +1,4 @@
-"""`sandboxrl VERB …`, the same as `python -m launch VERB …`.
+"""`sandboxrl VERB …`, the same as `python -m sandboxrl.launch VERB …`.
 
 Exit code 0: done. 1: failed while running. 2: the input was wrong (one clear line on standard error, no traceback).
 """
@@ -7,7 +7,7 @@ import argparse
 import importlib
 import sys
 
-from data.errors import InputError
+from sandboxrl.data.errors import InputError
 
 VERBS = {
     "train": "train a policy by reinforcement: sandboxrl train RECIPE [key=value …]",
@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
         # only the chosen verb is imported, so that each of them starts at once
         sub = verbs.add_parser(verb, help=what, description=what)
         if verb == chosen:
-            module = importlib.import_module(f"launch.{verb}")
+            module = importlib.import_module(f"sandboxrl.launch.{verb}")
             module.configure(sub)
             sub.set_defaults(run=module.run)
     parsed = parser.parse_args(words)

@@ -4,12 +4,12 @@ import argparse
 import json
 from pathlib import Path
 
-from data.errors import InputError
-from envs.interchange import is_published_run, load_published_run
-from envs.tables import Table, infrastructure, tables
-from envs.trajectory import Trajectory
-from rl.analysis_page import analysis_page
-from rl.evaluate import RESULTS, read_results, write_whole
+from sandboxrl.data.errors import InputError
+from sandboxrl.envs.trajectory import Trajectory
+from sandboxrl.rl.evaluation.evaluate import RESULTS, read_results, write_whole
+from sandboxrl.rl.reports.analysis_page import analysis_page
+from sandboxrl.rl.reports.interchange import is_published_run, load_published_run
+from sandboxrl.rl.reports.tables import Table, infrastructure, tables
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -14,13 +14,13 @@ import yaml
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from data.benchmarks import BENCHMARKS, load_benchmark
-from data.check import CHECKS, Examination, Finding
-from data.errors import InputError, nearest
-from data.reading import Rejected
-from data.sources import SOURCES, describe_rejected, iter_source, source_options
-from data.task import Task
-from envs.grading import JUDGED, Grader, GraderFailed
+from sandboxrl.data.benchmarks import BENCHMARKS, load_benchmark
+from sandboxrl.data.check import CHECKS, Examination, Finding
+from sandboxrl.data.errors import InputError, nearest
+from sandboxrl.data.reading import Rejected
+from sandboxrl.data.sources import SOURCES, describe_rejected, iter_source, source_options
+from sandboxrl.data.task import Task
+from sandboxrl.envs.grading.grader import JUDGED, Grader, GraderFailed
 
 MAX_SHOWN = 10
 """Findings of one kind that are printed; the rest are counted."""

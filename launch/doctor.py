@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from envs.pool import open_backend
-from envs.sandbox import BackendUnavailable, SandboxConfig
+from sandboxrl.envs.sandbox.pool import open_backend
+from sandboxrl.envs.sandbox.protocol import BackendUnavailable, SandboxConfig
 
 GIB = 1 << 30
 NEEDS_PYTHON = (3, 11)

@@ -12,18 +12,17 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from data.benchmarks import BENCHMARKS, Selection, load_benchmark
-from data.errors import InputError, nearest
-from data.prompt import load_arm
-from envs.analysis import Prices, summaries
-from envs.grading import Grader, GraderConfig
-from envs.judge import JudgeConfig, ModelJudge
-from envs.policy import Sampling
-from envs.pool import Pool, open_backend
-from envs.rollout import RolloutLimits
-from envs.sandbox import BACKENDS, NETWORKS, SandboxConfig
-from envs.trajectory import Trajectory
-from rl.evaluate import (
+from sandboxrl.data.benchmarks import BENCHMARKS, Selection, load_benchmark
+from sandboxrl.data.errors import InputError, nearest
+from sandboxrl.data.prompt.arms import load_arm
+from sandboxrl.envs.grading.grader import Grader, GraderConfig
+from sandboxrl.envs.grading.judge import JudgeConfig, ModelJudge
+from sandboxrl.envs.policy.protocol import Sampling
+from sandboxrl.envs.rollout import RolloutLimits
+from sandboxrl.envs.sandbox.pool import Pool, open_backend
+from sandboxrl.envs.sandbox.protocol import BACKENDS, NETWORKS, SandboxConfig
+from sandboxrl.envs.trajectory import Trajectory
+from sandboxrl.rl.evaluation.evaluate import (
     EvaluationStopped,
     ResultFolder,
     Sampler,
@@ -34,7 +33,8 @@ from rl.evaluate import (
     run_trials,
     write_whole,
 )
-from rl.policies import ModelSpec, open_policies, paper_sampling
+from sandboxrl.rl.evaluation.models import ModelSpec, open_policies, paper_sampling
+from sandboxrl.rl.reports.analysis import Prices, summaries
 
 SELECTION = "selection.json"
 MODES = {"sandbox": ("sandbox",), "llm": ("llm",), "both": ("llm", "sandbox")}

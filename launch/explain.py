@@ -9,10 +9,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from data.errors import InputError
-from data.prompt import load_arm
-from data.sources import ORIGINS, named_specs, origin_of, parse_spec
-from rl.config import Recipe, knobs, load_recipe
+from sandboxrl.data.errors import InputError
+from sandboxrl.data.prompt.arms import load_arm
+from sandboxrl.data.sources import ORIGINS, named_specs, origin_of, parse_spec
+from sandboxrl.rl.config import Recipe, knobs, load_recipe
 
 GIB = 1 << 30
 

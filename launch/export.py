@@ -5,9 +5,9 @@ import shlex
 import shutil
 from pathlib import Path
 
-from data.errors import InputError
-from rl.config import load_recipe
-from rl.engine import serve_command
+from sandboxrl.data.errors import InputError
+from sandboxrl.rl.config import load_recipe
+from sandboxrl.rl.engine.config import serve_command
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -22,9 +22,9 @@ def run(args: argparse.Namespace) -> int:
     if args.out.exists():
         raise InputError(f"{args.out} exists already; name another --out")
     recipe = load_recipe(args.run_dir / "recipe.yaml")
-    from rl.checkpoint import Checkpoints  # heavy from here on: torch
-    from rl.learner import export
-    from rl.run import load_chat_format, model_of_run
+    from sandboxrl.rl.learner.checkpoint import Checkpoints  # heavy from here on: torch
+    from sandboxrl.rl.learner.learner import export
+    from sandboxrl.rl.run import load_chat_format, model_of_run
 
     checkpoints = Checkpoints(args.run_dir, keep=0)
     steps = checkpoints.steps()

@@ -9,8 +9,8 @@ import tempfile
 from pathlib import Path
 from typing import IO
 
-from data.errors import InputError
-from envs.sandbox import BackendUnavailable, SandboxConfig
+from sandboxrl.data.errors import InputError
+from sandboxrl.envs.sandbox.protocol import BackendUnavailable, SandboxConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 TAGS = {"sandbox": SandboxConfig().image, "trainer": "sandboxrl/trainer:latest"}
@@ -117,7 +117,7 @@ def trainer_dockerfile() -> str:
 
 async def check_image(image: str, socket: str) -> int:
     """Print what the image is and run every tool once, in a sandbox as tasks get one. 1 when something is missing."""
-    from envs.docker import Docker
+    from sandboxrl.envs.sandbox.docker import Docker
 
     backend = Docker(SandboxConfig(backend="docker", image=image, socket=socket))
     try:

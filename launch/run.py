@@ -8,18 +8,18 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from data.errors import InputError
-from data.prompt import load_arm
-from data.task import Task
-from envs.artifacts import KEPT_OPEN, Collected, collect, read_inputs
-from envs.display import visible
-from envs.pool import Pool, open_backend
-from envs.rollout import RolloutLimits, rollout
-from envs.sandbox import BACKENDS, NETWORKS, Sandbox, SandboxConfig
-from envs.tools import tool_set
-from envs.trajectory import StopReason, Trajectory, Turn
-from rl.evaluate import write_whole
-from rl.policies import ModelSpec, open_policies, paper_sampling
+from sandboxrl.data.errors import InputError
+from sandboxrl.data.prompt.arms import load_arm
+from sandboxrl.data.task import Task
+from sandboxrl.envs.rollout import RolloutLimits, rollout
+from sandboxrl.envs.sandbox.artifacts import KEPT_OPEN, Collected, collect, read_inputs
+from sandboxrl.envs.sandbox.pool import Pool, open_backend
+from sandboxrl.envs.sandbox.protocol import BACKENDS, NETWORKS, Sandbox, SandboxConfig
+from sandboxrl.envs.tools.display import visible
+from sandboxrl.envs.tools.tool_set import tool_set
+from sandboxrl.envs.trajectory import StopReason, Trajectory, Turn
+from sandboxrl.rl.evaluation.evaluate import write_whole
+from sandboxrl.rl.evaluation.models import ModelSpec, open_policies, paper_sampling
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

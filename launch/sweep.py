@@ -34,10 +34,10 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
-from data.errors import InputError, nearest, one_line
-from launch.train import check_same
-from rl.config import Recipe, load_recipe
-from rl.metrics import write_atomic
+from sandboxrl.data.errors import InputError, nearest, one_line
+from sandboxrl.launch.train import check_same
+from sandboxrl.rl.config import Recipe, load_recipe
+from sandboxrl.rl.reports.run_folder import write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
     out.mkdir(parents=True, exist_ok=True)
     for cell in cells:
         write_recipe(cell)
-    from launch.jobs import run_jobs  # heavy: Ray
+    from sandboxrl.rl.cluster.jobs import run_jobs  # heavy: Ray
 
     todo = {cell.name: entrypoint(cell, sweep.evaluate) for cell in cells if not finished(cell, sweep.evaluate)}
     print(f"{out}: {len(cells)} cells, {len(cells) - len(todo)} finished before, {len(todo)} to run")
@@ -245,13 +245,14 @@ def write_recipe(cell: Cell) -> None:
 def entrypoint(cell: Cell, evaluate: str) -> str:
     """The shell command of the job. Each part is left out where it was done before."""
     run_dir = shlex.quote(str(cell.recipe.run_dir.resolve()))
-    python = f"{shlex.quote(sys.executable)} -m launch"
+    python = f"{shlex.quote(sys.executable)} -m sandboxrl.launch"
     command = f"cd {shlex.quote(str(ROOT))} && {python} train {shlex.quote(str(cell.recipe_file.resolve()))}"
     if evaluate and cell.recipe.steps:
         model = f"{run_dir}/model"
         command += f" && {{ [ -d {model} ] || {python} export {run_dir} --out {model}; }}"
     elif evaluate:  # nothing was trained: the model itself
-        model = f'"$({shlex.quote(sys.executable)} -m launch.sweep {shlex.quote(str(cell.recipe_file.resolve()))})"'
+        module, recipe_file = "sandboxrl.launch.sweep", shlex.quote(str(cell.recipe_file.resolve()))
+        model = f'"$({shlex.quote(sys.executable)} -m {module} {recipe_file})"'
     if evaluate:
         command += f" && {python} evaluate {model} {evaluate} --out {run_dir}/evaluation"
     return command
@@ -363,7 +364,7 @@ def as_csv(header: Header, rows: Sequence[TableRow]) -> str:
 
 def print_model(recipe_file: str) -> None:
     """The folder of a recipe's starting model, for the job of an arm that trains nothing."""
-    from rl.run import resolve_model
+    from sandboxrl.rl.run import resolve_model
 
     recipe = load_recipe(recipe_file)
     print(resolve_model(recipe.model.path, recipe.seed, Path(recipe.out)))

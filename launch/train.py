@@ -12,8 +12,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from data.errors import InputError
-from rl.config import Recipe, load_recipe, save_recipe
+from sandboxrl.data.errors import InputError
+from sandboxrl.rl.config import Recipe, load_recipe, save_recipe
 
 MAY_CHANGE = ("steps", "out", "cluster", "num_workers", "evaluation", "checkpoint", "wandb", "save_trajectories_every")
 """Keys that a continued run may change; any other makes it another experiment."""
@@ -27,7 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     recipe = out_of_job(load_recipe(args.recipe, args.overrides), Path.cwd())
-    from rl.run import prepare, train_run  # heavy: tokenizers, Ray
+    from sandboxrl.rl.run import prepare, train_run  # heavy: tokenizers, Ray
 
     with run_folder(recipe, args.fresh):
         if is_finished(recipe):

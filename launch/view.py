@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from data.errors import InputError
-from rl.report import report_page, view_trajectories, write_page
+from sandboxrl.data.errors import InputError
+from sandboxrl.rl.reports.page import report_page, view_trajectories, write_page
 
 RUN_FILES = ("metrics.jsonl", "recipe.yaml", "trajectories")
 """Any of these makes a folder a run folder."""

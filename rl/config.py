@@ -19,14 +19,14 @@ from typing import Any, Literal
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from data.errors import InputError, nearest, one_line
-from envs.grading import GraderConfig
-from envs.policy import Sampling
-from envs.rollout import RolloutLimits
-from envs.sandbox import SandboxConfig
-from rl.batch import LearnerConfig
-from rl.engine import EngineConfig, on_cpu
-from rl.grpo import LossConfig
+from sandboxrl.data.errors import InputError, nearest, one_line
+from sandboxrl.envs.grading.grader import GraderConfig
+from sandboxrl.envs.policy.protocol import Sampling
+from sandboxrl.envs.rollout import RolloutLimits
+from sandboxrl.envs.sandbox.protocol import SandboxConfig
+from sandboxrl.rl.engine.config import EngineConfig, on_cpu
+from sandboxrl.rl.grpo import LossConfig
+from sandboxrl.rl.learner.config import LearnerConfig
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Recipe:
     mode: Literal["sandbox", "llm"] = "sandbox"
     """`sandbox`: multi-turn with a computer. `llm`: one reply, context in the prompt (the LLM-RL baseline)."""
     prompt: str = "paper"
-    """The prompt arm: a file of `data/prompts/`."""
+    """The prompt arm: a file of `data/prompt/templates/`."""
     tool_set: str = ""
     """`paper`, `reference` or `compact`; empty: the arm's own."""
     groups_per_step: int = 8

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
-from data.errors import InputError, nearest
+from sandboxrl.data.errors import InputError, nearest
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,23 +10,23 @@ from typing import Any
 
 import ray
 
-from data.errors import InputError, described, one_line
-from data.prompt import load_arm, render
-from data.sources import load_sources
-from data.stream import TaskStream, describe_dropped, drop_long
-from data.task import Task
-from envs.chat import ChatFormat, load_tokenizer
-from envs.grading import JUDGED, Grader
-from envs.pool import open_backend
-from envs.tools import tool_set
-from rl.actors import RayLearners, RayWorkers
-from rl.checkpoint import Checkpoints
-from rl.cluster import check_reachable, connect
-from rl.config import Recipe
-from rl.metrics import Log, write_atomic
-from rl.report import write_report
-from rl.start import START_PREFIX, named_start
-from rl.trainer import RunFailed, train
+from sandboxrl.data.errors import InputError, described, one_line
+from sandboxrl.data.prompt.arms import load_arm, render
+from sandboxrl.data.sources import load_sources
+from sandboxrl.data.stream import TaskStream, describe_dropped, drop_long
+from sandboxrl.data.task import Task
+from sandboxrl.envs.grading.grader import JUDGED, Grader
+from sandboxrl.envs.policy.chat import ChatFormat, load_tokenizer
+from sandboxrl.envs.sandbox.pool import open_backend
+from sandboxrl.envs.tools.tool_set import tool_set
+from sandboxrl.rl.cluster.actors import RayLearners, RayWorkers
+from sandboxrl.rl.cluster.connect import check_reachable, connect
+from sandboxrl.rl.config import Recipe
+from sandboxrl.rl.learner.checkpoint import Checkpoints
+from sandboxrl.rl.reports.page import write_report
+from sandboxrl.rl.reports.run_folder import Log, write_atomic
+from sandboxrl.rl.start.config import START_PREFIX, named_start
+from sandboxrl.rl.trainer import RunFailed, train
 
 MODEL_FILE = "model_dir"
 """In a run folder: the path of the model folder that it started from."""
@@ -101,7 +101,7 @@ def resolve_model(path: str, seed: int, out: Path = Path("runs")) -> str:
         config, folder = named_start(path, seed, out / "start")
         if folder.is_dir():
             return str(folder)
-        from rl.warm_start import show_start  # torch, which a model that is there does not need
+        from sandboxrl.rl.start.make import show_start  # torch, which a model that is there does not need
 
         return str(show_start(config, folder))
     if not path:

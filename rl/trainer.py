@@ -8,7 +8,7 @@ run ahead of the learner; at 0 every token is on-policy. Groups are consumed in 
 start only after new weights are published, so the age of every group is bounded by construction; the bound is checked
 on every token against the engine's own weight versions.
 
-This file never names Ray, torch or vLLM: `Workers` and `Learners` are faces over the actors (`rl/actors.py`).
+This file never names Ray, torch or vLLM: `Workers` and `Learners` are faces over the actors (`rl/cluster/actors.py`).
 """
 
 import asyncio
@@ -18,14 +18,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from data.stream import TaskStream
-from data.task import Task
-from envs.trajectory import Group, Tokens, Trajectory
-from rl.batch import Batch, build_batch
-from rl.checkpoint import Checkpoints
-from rl.config import Recipe
-from rl.grpo import informative
-from rl.metrics import Log
+from sandboxrl.data.stream import TaskStream
+from sandboxrl.data.task import Task
+from sandboxrl.envs.trajectory import Group, Tokens, Trajectory
+from sandboxrl.rl.config import Recipe
+from sandboxrl.rl.grpo import informative
+from sandboxrl.rl.learner.batch import Batch, build_batch
+from sandboxrl.rl.learner.checkpoint import Checkpoints
+from sandboxrl.rl.reports.run_folder import Log
 
 
 class RunFailed(Exception):

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from data.errors import InputError
-from rl.config import Recipe, load_recipe, save_recipe
+from sandboxrl.data.errors import InputError
+from sandboxrl.rl.config import Recipe, load_recipe, save_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -15,7 +15,7 @@ RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
 def test_recipe_is_executable_and_loads_and_round_trips(path: Path, tmp_path: Path) -> None:
-    assert path.read_text().startswith("#!/usr/bin/env -S python -m launch train\n")
+    assert path.read_text().startswith("#!/usr/bin/env -S python -m sandboxrl.launch train\n")
     assert os.access(path, os.X_OK)
     recipe = load_recipe(path)
     assert recipe.name == path.stem
@@ -83,7 +83,7 @@ def test_extends_merges_below_the_file_and_overrides_above_it(tmp_path: Path) ->
 
 def test_every_knob_says_what_it_is() -> None:
     """`explain` and `--help` print these; a knob that nobody explains is a knob that nobody should turn."""
-    from rl.config import knobs
+    from sandboxrl.rl.config import knobs
 
     undocumented = [key for key, (_, text) in knobs(Recipe).items() if not text]
     assert not undocumented
@@ -100,7 +100,7 @@ def test_a_whole_task_set_replaces_and_a_part_is_merged() -> None:
 
 
 def test_explain_names_the_revision_of_every_data_set() -> None:
-    from launch.explain import facts
+    from sandboxrl.launch.explain import facts
 
     found = {what: (value, source) for what, value, source in facts(load_recipe(ROOT / "recipes/qwen3_4b.yaml"))}
     name, source = found["rows of tasks.train.general"]

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from data.benchmarks import BENCHMARKS, benchmark, load_benchmark, mended_latex
-from data.errors import InputError
-from envs.grading import parse_test_gold, score_tests
-from envs.rewards import REWARD_FUNCTIONS, check_gold, gold_answer
+from sandboxrl.data.benchmarks import BENCHMARKS, benchmark, load_benchmark, mended_latex
+from sandboxrl.data.errors import InputError
+from sandboxrl.envs.grading.grader import parse_test_gold, score_tests
+from sandboxrl.envs.grading.rewards import REWARD_FUNCTIONS, check_gold, gold_answer
 
 SWE_PATCH = "diff --git a/tests/test_a.py b/tests/test_a.py\n@@ -1 +1,2 @@\n x\n+y\n"
 

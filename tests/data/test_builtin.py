@@ -7,10 +7,10 @@ import sys
 
 import pytest
 
-from data.builtin import FORMS, SIZES, SPLITS, build, split_of
-from data.errors import InputError
-from data.task import Task
-from envs.rewards import REWARD_FUNCTIONS, check_gold
+from sandboxrl.data.builtin import FORMS, SIZES, SPLITS, build, split_of
+from sandboxrl.data.errors import InputError
+from sandboxrl.data.task import Task
+from sandboxrl.envs.grading.rewards import REWARD_FUNCTIONS, check_gold
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -29,7 +29,8 @@ def test_no_document_is_shared_between_splits(size):
 @pytest.mark.parametrize("size", SIZES)
 def test_the_same_tasks_in_every_process(size):
     program = (
-        "import sys; from data.builtin import build; [print(t.to_json()) for t in build(sys.argv[1], 'train', 6, 3)]"
+        "import sys; from sandboxrl.data.builtin import build\n"
+        "for task in build(sys.argv[1], 'train', 6, 3): print(task.to_json())"
     )
     outputs = {
         subprocess.run(

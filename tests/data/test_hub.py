@@ -17,10 +17,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from data.benchmarks import BENCHMARKS, PUBLISHED
-from data.errors import InputError
-from data.hub import PINNED, Origin
-from data.sources import ORIGINS, iter_source, load_source, origin_of
+from sandboxrl.data.benchmarks import BENCHMARKS, PUBLISHED
+from sandboxrl.data.errors import InputError
+from sandboxrl.data.hub import PINNED, Origin
+from sandboxrl.data.sources import ORIGINS, iter_source, load_source, origin_of
 from tests.data.hub import Hub
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,7 +88,7 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
 
 def sandboxrl(home: Path, *words: object, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "launch", *map(str, words)],
+        [sys.executable, "-m", "sandboxrl.launch", *map(str, words)],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HOME": str(home), **environment},
         capture_output=True,
@@ -99,8 +99,8 @@ def sandboxrl(home: Path, *words: object, **environment: str) -> subprocess.Comp
 
 PROGRAM = """
 import json, sys
-from data.errors import InputError
-from data.sources import load_source
+from sandboxrl.data.errors import InputError
+from sandboxrl.data.sources import load_source
 for spec in json.loads(sys.argv[1]):
     commits = {}
     try:

@@ -11,9 +11,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from data.reading import Rejected
-from data.sources import iter_source, load_source
-from launch.__main__ import main
+from sandboxrl.data.reading import Rejected
+from sandboxrl.data.sources import iter_source, load_source
+from sandboxrl.launch.__main__ import main
 
 STORY = "The fox crossed the river at dawn. It carried a red lamp, three coins and a map of the hills. " * 3
 Row = dict[str, Any]

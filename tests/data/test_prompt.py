@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.errors import InputError
-from data.prompt import MODES, PLACEHOLDERS, Arm, arm_names, fill, load_arm, render
-from data.task import REWARDS, Task
+from sandboxrl.data.errors import InputError
+from sandboxrl.data.prompt.arms import MODES, PLACEHOLDERS, Arm, arm_names, fill, load_arm, render
+from sandboxrl.data.task import REWARDS, Task
 
 ARMS = ("paper", "reference", "neutral", "compact")
 TASK = Task(

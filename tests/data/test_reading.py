@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.errors import InputError
-from data.reading import Rejected, read_rows
+from sandboxrl.data.errors import InputError
+from sandboxrl.data.reading import Rejected, read_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -72,7 +72,7 @@ def test_a_line_of_two_gigabytes_does_not_fill_the_memory(tmp_path: Path) -> Non
         handle.seek(2 << 30, 1)  # a hole in the file: 2 GiB of zero bytes that take no room on the disk
         handle.write(b'\n{"a": 2}\n')
     code = (
-        "import resource, sys; from pathlib import Path; from data.reading import read_rows\n"
+        "import resource, sys; from pathlib import Path; from sandboxrl.data.reading import read_rows\n"
         f"resource.setrlimit(resource.RLIMIT_AS, ({1 << 30}, {1 << 30}))\n"
         "bad = []; print([row for _, row in read_rows(Path(sys.argv[1]), bad)]); print(*bad)"
     )

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from data.errors import InputError
-from data.formats import choice_question, free_reward, printed_letters
-from data.reading import Rejected
-from data.sources import SOURCES, iter_source, load_source, load_sources, source_options
-from data.task import Task
-from envs.rewards import REWARD_FUNCTIONS
+from sandboxrl.data.errors import InputError
+from sandboxrl.data.formats.forms import choice_question, free_reward, printed_letters
+from sandboxrl.data.reading import Rejected
+from sandboxrl.data.sources import SOURCES, iter_source, load_source, load_sources, source_options
+from sandboxrl.data.task import Task
+from sandboxrl.envs.grading.rewards import REWARD_FUNCTIONS
 
 REAL = os.environ.get("SANDBOXRL_REAL_DATA", "")
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.errors import InputError
-from data.stream import TaskStream, describe_dropped, drop_long
-from data.task import Task
+from sandboxrl.data.errors import InputError
+from sandboxrl.data.stream import TaskStream, describe_dropped, drop_long
+from sandboxrl.data.task import Task
 from tests.data.processes import outputs_by_hash_seed
 
 

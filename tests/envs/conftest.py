@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from envs.pool import open_backend
-from envs.sandbox import Backend, BackendUnavailable, Sandbox, SandboxConfig
+from sandboxrl.envs.sandbox.pool import open_backend
+from sandboxrl.envs.sandbox.protocol import Backend, BackendUnavailable, Sandbox, SandboxConfig
 
 DOCKER_IMAGE = os.environ.get("SANDBOXRL_TEST_IMAGE", "sandboxrl/base:local")
 DOCKER_SOCKET = os.environ.get("SANDBOXRL_TEST_SOCKET", SandboxConfig().socket)

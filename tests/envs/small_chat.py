@@ -13,7 +13,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from envs.chat import ChatFormat, load_tokenizer
+from sandboxrl.envs.policy.chat import ChatFormat, load_tokenizer
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 # `<tool` begins like others and is no token of Qwen3's: the longest must win

@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 from small_chat import chat_format
 
-from data.errors import InputError
-from data.prompt import load_arm
-from data.task import Task
-from envs.chat import TokenPolicy
-from envs.grading import Grader, GraderFailed
-from envs.policy import EngineLost
-from envs.rollout import RolloutLimits, rollout
-from envs.sandbox import ANSWER, DOCUMENTS, ExecResult, SandboxDied
-from envs.scripted import MemorySandbox, ScriptedEngine, call, turns
-from envs.tools import tool_set
-from envs.trajectory import StopReason, Trajectory
+from sandboxrl.data.errors import InputError
+from sandboxrl.data.prompt.arms import load_arm
+from sandboxrl.data.task import Task
+from sandboxrl.envs.grading.grader import Grader, GraderFailed
+from sandboxrl.envs.policy.chat import TokenPolicy
+from sandboxrl.envs.policy.protocol import EngineLost
+from sandboxrl.envs.policy.scripted import MemorySandbox, ScriptedEngine, call, turns
+from sandboxrl.envs.rollout import RolloutLimits, rollout
+from sandboxrl.envs.sandbox.protocol import ANSWER, DOCUMENTS, ExecResult, SandboxDied
+from sandboxrl.envs.tools.tool_set import tool_set
+from sandboxrl.envs.trajectory import StopReason, Trajectory
 
 FORM = chat_format("small hermes")
 ARM = load_arm("paper")

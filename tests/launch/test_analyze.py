@@ -2,8 +2,9 @@
 
 import json
 
-from launch.__main__ import main
 from tests.envs.test_analysis import STEP, SUBMIT, row, trajectory
+
+from sandboxrl.launch.__main__ import main
 
 
 def evaluation(folder, *trajectories):

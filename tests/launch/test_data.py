@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from data.sources import load_source
-from data.task import Task
-from envs.grading import Grader
-from envs.pool import open_backend
-from envs.sandbox import DOCUMENTS, BackendUnavailable, SandboxConfig
+from sandboxrl.data.sources import load_source
+from sandboxrl.data.task import Task
+from sandboxrl.envs.grading.grader import Grader
+from sandboxrl.envs.sandbox.pool import open_backend
+from sandboxrl.envs.sandbox.protocol import DOCUMENTS, BackendUnavailable, SandboxConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 REAL = os.environ.get("SANDBOXRL_REAL_DATA", "")
@@ -21,7 +21,7 @@ REAL = os.environ.get("SANDBOXRL_REAL_DATA", "")
 
 def sandboxrl(*words: object, hash_seed: str = "0") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "launch", "data", *map(str, words)],
+        [sys.executable, "-m", "sandboxrl.launch", "data", *map(str, words)],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": hash_seed},
         capture_output=True,

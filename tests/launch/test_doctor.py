@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from launch import doctor
-from launch.doctor import GIB, Finding
+from sandboxrl.launch import doctor
+from sandboxrl.launch.doctor import GIB, Finding
 
 GOOD = dict.fromkeys(doctor.PACKAGES, "1.0")
 
@@ -99,7 +99,7 @@ def test_a_line_to_type_is_never_wrapped_and_the_verdict_names_what_lacks() -> N
 
 def test_it_looks_at_this_machine_quickly_and_its_exit_code_is_its_verdict() -> None:
     started = time.monotonic()
-    done = subprocess.run([sys.executable, "-m", "launch", "doctor"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "sandboxrl.launch", "doctor"], capture_output=True, text=True)
     assert time.monotonic() - started < 10, "a light verb; the bound is wide for a busy machine"
     assert done.stderr == ""
     verdict = done.stdout.splitlines()[-1]
@@ -110,7 +110,10 @@ def test_it_looks_at_this_machine_quickly_and_its_exit_code_is_its_verdict() -> 
 
 def test_without_bubblewrap_the_quickstart_cannot_run(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "launch", "doctor"], capture_output=True, text=True, env={"PATH": str(tmp_path)}
+        [sys.executable, "-m", "sandboxrl.launch", "doctor"],
+        capture_output=True,
+        text=True,
+        env={"PATH": str(tmp_path)},
     )
     assert done.returncode == 1
     assert (

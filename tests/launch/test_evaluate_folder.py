@@ -10,11 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.rl.test_evaluate import needs_bubblewrap
 
 from bench.chaos import ROOT, descendants, num_lines, survivors
-from rl.evaluate import read_results
+from sandboxrl.rl.evaluation.evaluate import read_results
 from tests.data.test_benchmarks import PUBLISHED
-from tests.rl.test_evaluate import needs_bubblewrap
 from tests.rl.tiny import byte_tokenizer, save, tiny_model
 
 pytestmark = [pytest.mark.heavy, pytest.mark.timeout(280)]
@@ -38,7 +38,7 @@ def test_a_model_folder_is_evaluated_and_continued_after_a_kill(tmp_path):
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = f"evaluate {model} --benchmarks chembench --data chembench={tmp_path}/rows.jsonl --repeats 4 --arm compact"
     words += f" --max-turns 3 --max-tokens 4000 --parallel 4 --out {tmp_path}/out --keep-tokens"
-    command = [sys.executable, "-m", "launch", *words.split()]
+    command = [sys.executable, "-m", "sandboxrl.launch", *words.split()]
 
     process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE)
     while process.poll() is None and num_lines(tmp_path / "out") < 3:

@@ -7,10 +7,10 @@ import tarfile
 
 import pytest
 
-from data.errors import InputError
-from envs.docker import Docker
-from envs.sandbox import BackendUnavailable, SandboxConfig
-from launch.image import ROOT, build_image, check_image, configure, write_context
+from sandboxrl.data.errors import InputError
+from sandboxrl.envs.sandbox.docker import Docker
+from sandboxrl.envs.sandbox.protocol import BackendUnavailable, SandboxConfig
+from sandboxrl.launch.image import ROOT, build_image, check_image, configure, write_context
 
 BASE = "sandboxrl/base:local"
 

@@ -4,9 +4,10 @@ import asyncio
 import json
 import threading
 
-from launch.__main__ import main
-from tests.envs.server import Server, error, send
 from tests.rl.test_evaluate import needs_bubblewrap
+
+from sandboxrl.launch.__main__ import main
+from tests.envs.server import Server, error, send
 
 
 def completion(command=None):

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from data.errors import InputError
-from launch.sweep import (
+from sandboxrl.data.errors import InputError
+from sandboxrl.launch.sweep import (
     Cell,
     Outcome,
     as_csv,
@@ -26,7 +26,7 @@ from launch.sweep import (
     tabulate,
     write_recipe,
 )
-from rl.config import load_recipe, save_recipe
+from sandboxrl.rl.config import load_recipe, save_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 ABLATIONS = sorted((ROOT / "recipes/ablations").glob("*.yaml"))
@@ -193,6 +193,9 @@ def test_replaced_leaves_its_argument_alone() -> None:
 def test_a_dry_run_lists_the_cells_and_starts_nothing(tmp_path: Path) -> None:
     path = sweep_file(tmp_path, out=str(tmp_path / "out"), seeds=[3])
     done = subprocess.run(
-        [sys.executable, "-m", "launch", "sweep", str(path), "--dry-run"], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-m", "sandboxrl.launch", "sweep", str(path), "--dry-run"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0 and done.stdout.split()[0] == "s3" and not (tmp_path / "out").exists()

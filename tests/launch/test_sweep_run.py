@@ -38,7 +38,7 @@ SMALL = {
 
 def sweep(path: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "launch", "sweep", str(path)],
+        [sys.executable, "-m", "sandboxrl.launch", "sweep", str(path)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

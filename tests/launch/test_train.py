@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from rl.metrics import read_jsonl
+from sandboxrl.rl.reports.run_folder import read_jsonl
 from tests.rl.tiny import byte_tokenizer, save, tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,7 +64,7 @@ def docker_image() -> str:
 
 def command(out: Path, model: str, *overrides: str, recipe: str = "recipes/tiny.yaml") -> list[str]:
     words = [*SMALL, f"model.path={model}", f"out={out}", "name=run", *overrides]
-    return [sys.executable, "-m", "launch", "train", recipe, *words]
+    return [sys.executable, "-m", "sandboxrl.launch", "train", recipe, *words]
 
 
 def train(out: Path, model: str, *overrides: str, recipe: str = "recipes/tiny.yaml") -> dict[str, Any]:
@@ -118,7 +118,7 @@ def test_a_recipe_is_a_program_and_its_run_leaves_what_it_promises(tmp_path: Pat
     assert not set(promised.split()) - set(rows[0])
 
     exported = tmp_path / "exported"
-    words = [sys.executable, "-m", "launch", "export", str(run), "--step", "2", "--out", str(exported)]
+    words = [sys.executable, "-m", "sandboxrl.launch", "export", str(run), "--step", "2", "--out", str(exported)]
     subprocess.run(words, cwd=ROOT, check=True, capture_output=True)
     assert {"model.safetensors", "config.json", "tokenizer.json"} <= {file.name for file in exported.iterdir()}
 

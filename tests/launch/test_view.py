@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from envs.trajectory import StopReason, Trajectory, Turn
-from launch.__main__ import main
+from sandboxrl.envs.trajectory import StopReason, Trajectory, Turn
+from sandboxrl.launch.__main__ import main
 
 ROW = Trajectory("t1", "aime25", "llm", StopReason.ANSWERED, (Turn("It is 4."),), answer="4", score=1.0, reward=1.0)
 

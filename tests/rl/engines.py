@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from transformers import Qwen3ForCausalLM
 
-from envs.policy import Sampled
-from rl.engine import EngineConfig, VllmEngine, worker_environment
+from sandboxrl.envs.policy.protocol import Sampled
+from sandboxrl.rl.engine.config import EngineConfig, worker_environment
+from sandboxrl.rl.engine.vllm import VllmEngine
 from tests.rl.tiny import save, tiny_model
 
 CONFIG = EngineConfig(max_model_len=1024, kv_cache_bytes=64 << 20)

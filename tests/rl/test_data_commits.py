@@ -18,8 +18,8 @@ with Hub(root) as hub:
     from tests.data.test_hub import A, B, publish
     publish(root / "ada/rows" / A, "first")
     publish(root / "ada/rows" / B, "second")
-    from rl.config import load_recipe
-    from rl.run import COMMITS_FILE, prepare
+    from sandboxrl.rl.config import load_recipe
+    from sandboxrl.rl.run import COMMITS_FILE, prepare
     recipe = load_recipe("recipes/tiny.yaml", sys.argv[2:])
     for moved in (A, B):
         hub.main["ada/rows"] = moved

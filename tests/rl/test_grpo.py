@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.errors import InputError
-from rl.grpo import (
+from sandboxrl.data.errors import InputError
+from sandboxrl.rl.grpo import (
     ADVANTAGES,
     AGGREGATIONS,
     LossConfig,

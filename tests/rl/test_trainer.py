@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from data.stream import TaskStream
-from data.task import Task
-from envs.trajectory import Group, StopReason, Tokens, Trajectory, Turn
-from rl.checkpoint import Checkpoints
-from rl.config import Recipe, load_recipe
-from rl.metrics import Log, read_jsonl
-from rl.trainer import RunFailed, train
+from sandboxrl.data.stream import TaskStream
+from sandboxrl.data.task import Task
+from sandboxrl.envs.trajectory import Group, StopReason, Tokens, Trajectory, Turn
+from sandboxrl.rl.config import Recipe, load_recipe
+from sandboxrl.rl.learner.checkpoint import Checkpoints
+from sandboxrl.rl.reports.run_folder import Log, read_jsonl
+from sandboxrl.rl.trainer import RunFailed, train
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from data.errors import InputError
-from data.task import Task
-from rl.cluster import connect
-from rl.config import Recipe, load_recipe
-from rl.metrics import _wandb_id
-from rl.run import MODEL_FILE, _check_gradable, model_of_run, resolve_model
+from sandboxrl.data.errors import InputError
+from sandboxrl.data.task import Task
+from sandboxrl.rl.cluster.connect import connect
+from sandboxrl.rl.config import Recipe, load_recipe
+from sandboxrl.rl.reports.run_folder import _wandb_id
+from sandboxrl.rl.run import MODEL_FILE, _check_gradable, model_of_run, resolve_model
 
 ROOT = Path(__file__).resolve().parents[2]
 TASK = Task(id="t", source="s", question="?", gold="1", reward="exact")

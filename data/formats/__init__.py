@@ -1,0 +1,1 @@
+"""Forms of rows: each turns published or own rows into tasks."""

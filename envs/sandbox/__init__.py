@@ -1,0 +1,28 @@
+"""The computer a model is given: one protocol, its backends and a pool of started ones."""
+
+from sandboxrl.envs.sandbox.pool import Pool, open_backend
+from sandboxrl.envs.sandbox.protocol import (
+    Backend,
+    BackendUnavailable,
+    ExecResult,
+    FileRefused,
+    Limits,
+    Sandbox,
+    SandboxConfig,
+    SandboxDied,
+    SandboxError,
+)
+
+__all__ = [
+    "Backend",
+    "BackendUnavailable",
+    "ExecResult",
+    "FileRefused",
+    "Limits",
+    "Pool",
+    "Sandbox",
+    "SandboxConfig",
+    "SandboxDied",
+    "SandboxError",
+    "open_backend",
+]

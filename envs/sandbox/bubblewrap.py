@@ -1,0 +1,404 @@
+"""Sandboxes without a daemon: Linux namespaces, for root and for an ordinary user alike.
+
+`bwrap` makes once, for all sandboxes of a backend, the root that they see: read-only, the host's system directories by
+allow-list or a root filesystem folder. In it the nursery (`envs/sandbox/inside/nursery.py`) forks each sandbox, which
+has its own user, pid, mount, network, ipc, uts and cgroup namespaces, no capability, a system call filter
+(`envs/sandbox/seccomp.py`) and no way to further user namespaces. Writes go to size-limited memory filesystems that
+vanish with it.
+
+No sandbox runs as uid 0: mapped to the host's root, it could write `/proc/sys/kernel/core_pattern`. Root gives each a
+uid of its own; an ordinary user keeps its own. Root that may not mount (in a container) gives one uid to all of a
+backend.
+"""
+
+import asyncio
+import contextlib
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+from contextlib import ExitStack
+from pathlib import Path
+
+from sandboxrl.envs.sandbox import network, seccomp
+from sandboxrl.envs.sandbox.bubblewrap_root import DESCRIPTOR, HOME, Placed, placed, root_seen
+from sandboxrl.envs.sandbox.cgroups import Cgroups
+from sandboxrl.envs.sandbox.inside import executor, nursery
+from sandboxrl.envs.sandbox.inside.nursery import FILTER_PATH, INSIDE_UID
+from sandboxrl.envs.sandbox.links import Bridge
+from sandboxrl.envs.sandbox.protocol import WORKDIR, BackendUnavailable, Sandbox, SandboxConfig, SandboxDied, TmpfsSizes
+from sandboxrl.envs.sandbox.wire import HELLO_S, Box, executor_limits, new_id
+
+FIRST_UID, NUM_UIDS = 0x70000000, 1 << 24
+"""Root gives each sandbox a random uid of a range that nothing else uses, so that limits the kernel keeps per user
+(pipes, inotify, processes on old kernels) are the sandbox's own."""
+CAP_SYS_ADMIN = 1 << 21
+CLOSE_S = 2.0
+FULL_S = 0.001
+"""How long to wait when the nursery has more requests than its socket holds."""
+OLDEST_VERSION = (0, 5)
+
+ARGUMENTS = ("--unshare-pid", "--as-pid-1", "--die-with-parent", "--new-session", "--cap-drop", "ALL", "--clearenv")
+INSIDE = nursery.__name__.rpartition(".")[0].replace(".", "/")
+PROGRAM = "/run/nursery"
+"""Where the nursery finds itself. A sandbox has a /run of its own over it."""
+START = [
+    *("/usr/bin/python3", "-I", "-S", "-OO", "-c"),
+    f"import sys; sys.path.insert(0, '{PROGRAM}'); from sandboxrl.envs.sandbox.inside.nursery import main; main()",
+]
+
+
+class Bubblewrap:
+    """The `bubblewrap` backend (`envs.sandbox.protocol.Backend`). One event loop uses it, and its sandboxes end with
+    it."""
+
+    name = "bubblewrap"
+
+    def __init__(self, config: SandboxConfig) -> None:
+        """Raises BackendUnavailable when this machine cannot start a sandbox, with the line that mends it."""
+        self._config = config
+        self._program = _find_program()
+        self._bridge = Bridge.open() if config.network == "egress" else None
+        self._cgroups = Cgroups.find(config.limits)
+        arguments, files = root_seen(config)
+        self._arguments, self._files = [*ARGUMENTS, *arguments], [*files, *_own_files()]
+        self._settings = _settings(config, watch_memory=not self._cgroups)
+        self._nursery: _Nursery | None = None
+        self._closed = False
+        self._try()
+
+    async def start(self, image: str = "") -> Sandbox:
+        """A ready sandbox. Raises SandboxDied; BackendUnavailable for an `image`, which only Docker has."""
+        if image:
+            raise BackendUnavailable(
+                f"task asks for image {image!r}: the bubblewrap backend has no images, only sandbox.rootfs; "
+                "use sandbox.backend=docker"
+            )
+        nursery = self._living_nursery()
+        before = nursery.said_bytes()
+        try:
+            return await self._start(nursery)
+        except SandboxDied as error:
+            raise SandboxDied(f"{error}: {nursery.said(before)}") from error
+
+    async def _start(self, nursery: "_Nursery") -> Sandbox:
+        identity = new_id()
+        process, stream = await nursery.fork()
+        settling = asyncio.ensure_future(self._settle(identity, process))
+
+        async def end() -> None:
+            await asyncio.wait([settling])  # its thread cannot be stopped, and what it makes is removed below
+            if not settling.cancelled():
+                settling.exception()  # the start reports it, unless nobody waits for the start any more
+            await _end(process)
+            if self._cgroups:
+                await asyncio.to_thread(self._cgroups.remove, identity)
+
+        try:
+            reader, writer = await asyncio.open_connection(sock=stream)
+        except BaseException:
+            stream.close()
+            await asyncio.shield(asyncio.create_task(end()))
+            raise
+        box = Box(identity, reader, writer, end, self._config.limits.output_bytes, self._config.persist_shell)
+        try:
+            await asyncio.gather(box.hello(), asyncio.shield(settling))
+        except BaseException:
+            await box.close()
+            raise
+        return box
+
+    async def close(self) -> None:
+        """End the nursery, and with it every sandbox that still runs."""
+        self._closed = True
+        nursery, self._nursery = self._nursery, None
+        if nursery:
+            await asyncio.to_thread(nursery.close)
+
+    def describe_limits(self) -> dict[str, str]:
+        """How each limit is held on this machine; what is not held is said."""
+        needs = "needs control groups (root, or a delegated group of version 2)"
+        grouped, watched = "control group", f"programs are watched and the largest is killed; exactly: {needs}"
+        return {
+            "memory_bytes": grouped if self._cgroups else watched,
+            "cpus": grouped if self._cgroups else f"NOT HELD: {needs}",
+            "processes": f"{grouped} and RLIMIT_NPROC" if self._cgroups else "RLIMIT_NPROC of its own user namespace",
+            "disk_bytes": "size-limited memory filesystems; everything else is read-only",
+            "open_files": "RLIMIT_NOFILE of each process",
+            "file_bytes": "RLIMIT_FSIZE of each process",
+            "output_bytes": "head and tail kept by the executor",
+            "network": network.HELD[self._config.network],
+        }
+
+    async def _settle(self, identity: str, process: int) -> None:
+        """Move PID 1 into its group and give it its network while it makes itself ready: moving takes 10 ms. It has no
+        children before its first command. Raises SandboxDied."""
+        try:
+            if self._bridge:
+                await self._bridge.attach(_pid(process))
+            if self._cgroups:
+                await asyncio.to_thread(self._cgroups.add, identity, _pid(process))
+        except OSError as error:
+            raise SandboxDied(f"sandbox {identity} could not be set up: {error}") from error
+
+    def _try(self) -> None:
+        """Start a sandbox and end it. Raises BackendUnavailable."""
+        first = self._open_nursery()
+        try:
+            with first.ask() as stream:
+                stream.settimeout(HELLO_S)
+                if not (stream.recv(1) and stream.recv(1)):  # of its birth, then of its executor
+                    raise ConnectionError("it ended at its birth")
+        except OSError as error:
+            raise BackendUnavailable(_mend(f"{error}: {first.said()}")) from error
+        finally:
+            first.close()
+
+    def _living_nursery(self) -> "_Nursery":
+        """Made when the first sandbox is asked for, by whoever asks: the kernel sends the parent-death signal when the
+        THREAD that forked ends. Made anew if it has died. Raises SandboxDied."""
+        if self._closed:
+            raise SandboxDied("the backend was closed")
+        if self._nursery and not self._nursery.alive:
+            self._nursery.close(grace_s=0)
+            self._nursery = None
+        if not self._nursery:
+            try:
+                self._nursery = self._open_nursery()
+            except BackendUnavailable as error:  # it was there when this backend was opened
+                raise SandboxDied(str(error)) from error
+        return self._nursery
+
+    def _open_nursery(self) -> "_Nursery":
+        return _Nursery([self._program, *self._arguments], self._files, self._settings)
+
+
+class _Nursery:
+    """A bwrap that runs, and in it the program that forks sandboxes."""
+
+    def __init__(self, bwrap: list[str], files: list[Placed], settings: bytes) -> None:
+        """Returns when it is ready, after 0.1 s. Raises BackendUnavailable."""
+        self._gives_uids = os.geteuid() == 0 and _may_mount()
+        if self._gives_uids:
+            bwrap = [*bwrap, "--cap-add", "CAP_SYS_ADMIN", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
+        else:
+            bwrap = [*bwrap, "--unshare-user", "--uid", str(INSIDE_UID), "--gid", str(INSIDE_UID)]
+        if os.geteuid() == 0 and not self._gives_uids:
+            uid = _new_uid()
+            bwrap = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--no-new-privs", "--", *bwrap]
+        with ExitStack() as failed:
+            try:
+                self._errors = failed.enter_context(os.fdopen(os.memfd_create("stderr"), "rb", buffering=0))
+                ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                self._control = failed.enter_context(ours)
+                with theirs:
+                    self._process = _launch(bwrap, files, theirs.fileno(), self._errors.fileno())
+            except OSError as error:
+                raise BackendUnavailable(f"cannot start bwrap: {error}") from error
+            failed.pop_all()
+        try:
+            self._control.settimeout(HELLO_S)
+            self._control.send(settings)
+            ready = self._control.recv(16)
+        except OSError:
+            ready = b""
+        if not ready:
+            said = self.said()
+            self.close(grace_s=0)
+            raise BackendUnavailable(_mend(said))
+        self._control.setblocking(False)
+
+    @property
+    def alive(self) -> bool:
+        try:
+            return bool(self._control.recv(1))  # nothing is said: the end of its socket is its own end
+        except BlockingIOError:
+            return True
+        except ConnectionResetError:
+            return False
+
+    def ask(self) -> socket.socket:
+        """The stream of a sandbox that is now being made. Raises OSError; BlockingIOError when too many are."""
+        uid = _new_uid() if self._gives_uids else INSIDE_UID
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                socket.send_fds(self._control, [b"%d" % uid], [theirs.fileno()])
+        except OSError:
+            ours.close()
+            raise
+        return ours
+
+    async def fork(self) -> tuple[int, socket.socket]:
+        """(pidfd of a new sandbox's PID 1, stream to its executor). Raises SandboxDied."""
+        stream: socket.socket | None = None
+        try:
+            async with asyncio.timeout(HELLO_S):
+                while stream is None:
+                    try:
+                        stream = self.ask()
+                    except BlockingIOError:
+                        await asyncio.sleep(FULL_S)
+                stream.setblocking(False)
+                await _readable(stream.fileno())
+            _, processes, _, _ = socket.recv_fds(stream, 1, 1)
+            if not processes:
+                raise ConnectionError("it ended at its birth")
+            os.set_inheritable(processes[0], False)
+        except BaseException as error:
+            if stream is not None:
+                stream.close()  # whoever is born later finds the end of it and ends
+            if isinstance(error, OSError):  # a TimeoutError is one
+                raise SandboxDied(f"a sandbox did not start: {error!r}") from error
+            raise
+        return processes[0], stream
+
+    def said_bytes(self) -> int:
+        """How much bwrap, the nursery and its sandboxes have said on standard error."""
+        return 0 if self._errors.closed else os.fstat(self._errors.fileno()).st_size
+
+    def said(self, after: int = 0) -> str:
+        """The last line of it, of what was said after that many bytes."""
+        if self._errors.closed:
+            return "the backend was closed"
+        start = max(after, self.said_bytes() - 2000)
+        lines = os.pread(self._errors.fileno(), 2000, start).decode("utf-8", "replace").strip()
+        return lines.rpartition("\n")[2] or "no message"
+
+    def close(self, grace_s: float = CLOSE_S) -> None:
+        """End it, and with it every sandbox that it forked."""
+        self._control.close()
+        try:
+            self._process.wait(grace_s)
+        except subprocess.TimeoutExpired:
+            self._process.kill()  # the nursery dies with it
+            self._process.wait()
+        self._errors.close()
+
+
+def _launch(bwrap: list[str], files: list[Placed], control: int, errors: int) -> subprocess.Popen[bytes]:
+    """Start the nursery behind `bwrap`. Called in the event loop's thread: see `Bubblewrap._living_nursery`. Raises
+    OSError."""
+    with ExitStack() as stack:
+        words, passed = [*bwrap], [control]
+        for data, options in files:
+            descriptor = os.memfd_create("data")
+            stack.callback(os.close, descriptor)
+            os.write(descriptor, data)
+            os.lseek(descriptor, 0, os.SEEK_SET)
+            passed.append(descriptor)
+            words += [str(descriptor) if word == DESCRIPTOR else word for word in options]
+        return subprocess.Popen(
+            [*words, "--remount-ro", "/", "--", *START, str(control)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            pass_fds=passed,
+            env={"PATH": os.defpath},
+            cwd="/",
+            process_group=0,  # a Ctrl-C at the terminal is the driver's: it closes its sandboxes in order
+        )
+
+
+def _may_mount() -> bool:
+    effective = re.search(r"^CapEff:\s*(\w+)", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return effective is not None and bool(int(effective[1], 16) & CAP_SYS_ADMIN)
+
+
+def _new_uid() -> int:
+    return FIRST_UID + secrets.randbelow(NUM_UIDS)
+
+
+def _own_files() -> list[Placed]:
+    """The nursery's program and what it reads."""
+    sources = [Path(str(module.__file__)) for module in (nursery, executor)]
+    try:
+        filtering = seccomp.bpf()
+    except KeyError as error:
+        raise BackendUnavailable(f"no system call filter for machine {error}; use sandbox.backend=docker") from error
+    program = [placed(f"{PROGRAM}/{INSIDE}/{source.name}", source.read_bytes()) for source in sources]
+    return [*program, placed(FILTER_PATH, filtering)]
+
+
+def _settings(config: SandboxConfig, watch_memory: bool) -> bytes:
+    """What the nursery reads first; see `envs/sandbox/inside/nursery.py`."""
+    sizes = TmpfsSizes.within(config.limits)
+    folders = {
+        "/dev/shm": f"mode=1777,size={sizes.shm}",
+        "/tmp": f"mode=1777,size={sizes.tmp}",
+        HOME: f"mode=755,size={sizes.home}",
+        "/run": f"mode=755,size={1 << 20}",
+        WORKDIR: f"mode=755,size={sizes.testbed}",
+    }
+    if config.rootfs and (Path(config.rootfs) / "var/tmp").is_dir():
+        folders["/var/tmp"] = f"mode=1777,size={1 << 20}"
+    fields = {"hostname": "" if config.network == "full" else "sandbox"}
+    fields |= {f"folder.{folder}": options for folder, options in folders.items()}
+    fields |= {f"limit.{name}": str(limit) for name, limit in executor_limits(config.limits, watch_memory).items()}
+    return executor.pack_header({name.encode(): value.encode() for name, value in fields.items()})
+
+
+def _find_program() -> str:
+    program = shutil.which("bwrap")
+    if program is None:
+        raise BackendUnavailable("bubblewrap is not installed; install it with: apt-get install bubblewrap")
+    said = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=10).stdout
+    version = tuple(int(number) for number in re.findall(r"\d+", said)[:2])
+    if version < OLDEST_VERSION:
+        raise BackendUnavailable(f"{said.strip()} is too old: 0.5 is the first with --clearenv and --perms")
+    if os.geteuid() == 0 and shutil.which("setpriv") is None:
+        raise BackendUnavailable("setpriv is not installed; install it with: apt-get install util-linux")
+    return program
+
+
+def _mend(said: str) -> str:
+    """What is wrong, and the line that mends it."""
+    for path, good in (
+        ("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "0"),
+        ("/proc/sys/kernel/unprivileged_userns_clone", "1"),
+    ):
+        try:
+            value = Path(path).read_text().strip()
+        except OSError:
+            continue
+        if value != good:
+            key = path.removeprefix("/proc/sys/").replace("/", ".")
+            return f"this machine restricts user namespaces ({said}); allow them with: sudo sysctl -w {key}={good}"
+    return (
+        f"bubblewrap cannot start a sandbox here ({said}); inside a container, start that container with "
+        "--security-opt seccomp=unconfined --security-opt systempaths=unconfined, or use sandbox.backend=docker"
+    )
+
+
+async def _readable(descriptor: int) -> None:
+    """Until a stream has bytes or ends; until the process of a pidfd has ended."""
+    loop = asyncio.get_running_loop()
+    readable = asyncio.Event()
+    loop.add_reader(descriptor, readable.set)
+    try:
+        await readable.wait()
+    finally:
+        loop.remove_reader(descriptor)
+
+
+def _pid(process: int) -> int:
+    """The number, here, of the process of a pidfd; -1 when it has ended."""
+    fields = dict(line.split(":\t") for line in Path(f"/proc/self/fdinfo/{process}").read_text().splitlines())
+    return int(fields["Pid"])
+
+
+async def _end(process: int) -> None:
+    """Wait for a PID 1 whose stream is closed, and so for all that runs in its namespace; close its pidfd."""
+    try:
+        try:
+            async with asyncio.timeout(CLOSE_S):
+                await _readable(process)
+        except TimeoutError:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(process, signal.SIGKILL)
+            await _readable(process)
+    finally:
+        os.close(process)

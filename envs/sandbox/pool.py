@@ -1,0 +1,127 @@
+"""Sandboxes ready to hand out: started ahead, used once, closed always."""
+
+import asyncio
+import os
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from sandboxrl.data.errors import InputError, nearest
+from sandboxrl.envs.sandbox.bubblewrap import Bubblewrap
+from sandboxrl.envs.sandbox.docker import Docker
+from sandboxrl.envs.sandbox.protocol import BACKENDS, NETWORKS, Backend, Sandbox, SandboxConfig
+
+
+def open_backend(config: SandboxConfig) -> Backend:
+    """The backend that `config` names. Raises BackendUnavailable with the line that mends it; never another backend."""
+    if config.network not in NETWORKS:
+        raise InputError(f"sandbox.network={config.network!r}{nearest(config.network, NETWORKS)}")
+    if config.backend == "bubblewrap":
+        return Bubblewrap(config)
+    if config.backend == "docker":
+        return Docker(config)
+    raise InputError(f"sandbox.backend={config.backend!r}{nearest(config.backend, BACKENDS)}")
+
+
+class Pool:
+    """Keeps `warm` started sandboxes of the backend's own image. Each is handed out once and never reused.
+
+    At most `parallel_starts` sandboxes start at the same time (0: twice the number of cores; more only queues inside
+    the kernel or the daemon). A start that fails is reported to whoever waits for a sandbox; with nobody waiting it is
+    dropped, and the next demand tries again. The pool closes its backend.
+    """
+
+    def __init__(self, backend: Backend, warm: int = 8, parallel_starts: int = 0) -> None:
+        self._backend = backend
+        self._warm = warm
+        self._starts = asyncio.Semaphore(parallel_starts or 2 * (os.cpu_count() or 1))
+        self._ready: deque[Sandbox] = deque()
+        self._waiters: deque[asyncio.Future[Sandbox]] = deque()
+        self._starting = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._open = True
+
+    @asynccontextmanager
+    async def sandbox(self, image: str = "") -> AsyncIterator[Sandbox]:
+        """A fresh sandbox, closed at the end whatever happens. Raises SandboxDied, BackendUnavailable."""
+        if not self._open:
+            raise RuntimeError("the pool is closed")
+        box = await (self._start(image) if image else self._take())
+        try:
+            yield box
+        finally:
+            await box.close()
+
+    async def fill(self) -> None:
+        """Start warm sandboxes now and wait until they are ready or have failed."""
+        self._pump()
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def close(self) -> None:
+        """End the sandboxes that nobody took, and the backend. Those handed out are closed by their users; they may end
+        here with the backend."""
+        self._open = False
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for waiter in self._waiters:
+            waiter.cancel()
+        await asyncio.gather(*(box.close() for box in self._ready))
+        self._ready.clear()
+        await self._backend.close()
+
+    async def _start(self, image: str = "") -> Sandbox:
+        async with self._starts:
+            return await self._backend.start(image)
+
+    async def _take(self) -> Sandbox:
+        while self._ready:
+            box = self._ready.popleft()
+            if box.alive:
+                self._pump()
+                return box
+            await box.close()
+        waiter: asyncio.Future[Sandbox] = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        self._pump()
+        try:
+            return await waiter
+        except asyncio.CancelledError:
+            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
+                await waiter.result().close()  # it came while the caller was leaving
+            raise
+
+    def _pump(self) -> None:
+        """One running start for each waiter and each missing warm sandbox."""
+        wanted = len(self._waiters) + max(0, self._warm - len(self._ready))
+        while self._open and self._starting < wanted:
+            self._starting += 1
+            task = asyncio.create_task(self._start_one())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _start_one(self) -> None:
+        try:
+            box = await self._start()
+        except Exception as error:  # handed to the waiter, whose call raises it
+            self._starting -= 1
+            waiter = self._next_waiter()
+            if waiter is not None:
+                waiter.set_exception(error)
+            return
+        self._starting -= 1
+        waiter = self._next_waiter()
+        if waiter is not None:
+            waiter.set_result(box)
+        elif self._open and len(self._ready) < self._warm:
+            self._ready.append(box)
+        else:
+            await box.close()
+
+    def _next_waiter(self) -> "asyncio.Future[Sandbox] | None":
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                return waiter
+        return None

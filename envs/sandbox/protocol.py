@@ -1,0 +1,180 @@
+"""What a sandbox is: the protocol every backend keeps, its limits, its results and its errors.
+
+    SandboxError
+    ├── BackendUnavailable   the machine cannot run this backend (says how to get it); an InputError too
+    ├── SandboxDied          the machine's fault: the trajectory is dropped and sampled again, never scored
+    └── FileRefused          the model's file is bad (missing, link, FIFO, device, too large); also an OSError
+
+One contract suite (`tests/envs/sandbox/test_contract.py`) proves every backend. Everything that comes out of a sandbox
+is bytes from a stranger: bounded, never followed, never unpacked on the host.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from sandboxrl.data.errors import InputError
+
+WORKDIR = "/testbed"
+DOCUMENTS = "/testbed/documents"
+ANSWER = "/testbed/answer.txt"
+
+BACKENDS = ("bubblewrap", "docker")
+NETWORKS = ("none", "egress", "full")
+
+
+class SandboxError(Exception):
+    """Anything that went wrong with a sandbox."""
+
+
+class BackendUnavailable(SandboxError, InputError):
+    """This machine cannot run the backend; the message says what is missing and the line that mends it."""
+
+
+class SandboxDied(SandboxError):
+    """The sandbox or its daemon failed. Never the model's fault, never a reward of zero."""
+
+
+class FileRefused(SandboxError, OSError):
+    """A path in the sandbox cannot be read or written as a regular file. `errno` says why."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one sandbox may use. All on by default."""
+
+    memory_bytes: int = 1 << 30
+    """Memory including tmpfs pages; at least `disk_bytes` + 256 MiB, or a full disk wedges the sandbox."""
+    cpus: float = 1.0
+    """Cores' worth of CPU time."""
+    processes: int = 256
+    """Processes and threads at once."""
+    disk_bytes: int = 512 << 20
+    """Size of /testbed; /tmp gets as much again at most, within the memory limit."""
+    open_files: int = 4096
+    """File descriptors of one process."""
+    file_bytes: int = 2 << 30
+    """Largest single file."""
+    output_bytes: int = 64 << 10
+    """Kept of each of stdout and stderr (head and tail); the true totals are always reported."""
+
+
+RESERVED_BYTES = 256 << 20
+"""Of a sandbox's memory, kept for programs: pages of its memory filesystems count against the same limit."""
+
+
+@dataclass(frozen=True)
+class TmpfsSizes:
+    """Bytes of a sandbox's memory filesystems; together with RESERVED_BYTES they fit its memory."""
+
+    testbed: int
+    tmp: int
+    home: int
+    shm: int
+
+    @staticmethod
+    def within(limits: Limits) -> "TmpfsSizes":
+        """/testbed gets `disk_bytes`; the others share what is left. Raises InputError when that is not enough."""
+        spare = limits.memory_bytes - RESERVED_BYTES - limits.disk_bytes
+        if spare < 4 << 20:
+            raise InputError(
+                f"sandbox.limits.memory_bytes={limits.memory_bytes} must be at least {RESERVED_BYTES + (4 << 20)} more "
+                f"than disk_bytes={limits.disk_bytes}: a full disk would leave no memory to run anything"
+            )
+        return TmpfsSizes(limits.disk_bytes, min(limits.disk_bytes, spare // 2), spare // 4, spare // 4)
+
+
+@dataclass(frozen=True)
+class SandboxConfig:
+    """The `sandbox:` part of a recipe."""
+
+    backend: str = "bubblewrap"
+    """`bubblewrap` (no daemon) or `docker`. Never a silent fallback."""
+    image: str = "sandboxrl/sandbox:latest"
+    """Docker image (docker only)."""
+    rootfs: str = ""
+    """Root filesystem folder (bubblewrap only); empty: the host's system directories, read-only, by allow-list."""
+    network: str = "none"
+    """`none`, `egress` (the public internet, but neither the host nor private ranges; needs root) or `full`."""
+    env: dict[str, str] = field(default_factory=dict)
+    """Variables that every command sees; for example a proxy or a package index. Never a secret."""
+    runtime: str = ""
+    """Docker runtime, for example `runsc`; empty: the daemon's default."""
+    socket: str = "/var/run/docker.sock"
+    """Docker or Podman API socket."""
+    remote: bool = False
+    """Take sandboxes from the Ray nodes that offer the resource `sandboxes`, so that they need not run on GPU nodes."""
+    warm: int = 8
+    """Started and unused sandboxes kept ready; each is handed out once and never reused."""
+    parallel_starts: int = 0
+    """Sandboxes started at the same time; 0: twice the number of cores."""
+    persist_shell: bool = False
+    """Keep the working directory and exported variables between commands; default: a fresh shell per call."""
+    limits: Limits = field(default_factory=Limits)
+
+
+@dataclass(frozen=True)
+class ExecResult:
+    """What a command did. `timed_out` is a fact of its own, never read from an exit code."""
+
+    exit_code: int
+    """Negative: ended by that signal."""
+    stdout: bytes
+    """At most `max_bytes`: the head, a line that says how much was dropped, and the tail."""
+    stderr: bytes
+    timed_out: bool
+    stdout_bytes: int
+    """True total written by the command."""
+    stderr_bytes: int
+    duration_s: float
+    background: bool = False
+    """A child that outlives the command still holds stdout or stderr."""
+
+
+class Sandbox(Protocol):
+    """One computer, used once. Paths are absolute or relative to /testbed."""
+
+    id: str
+
+    @property
+    def alive(self) -> bool:
+        """False once the sandbox is known to have ended."""
+        ...
+
+    async def exec(
+        self,
+        command: str,
+        timeout_s: float = 120.0,
+        cwd: str = WORKDIR,
+        env: Mapping[str, str] | None = None,
+        max_bytes: int | None = None,
+    ) -> ExecResult:
+        """Run `command` with bash. On timeout everything the command started is killed and the partial output is
+        returned. Raises SandboxDied."""
+        ...
+
+    async def read(self, path: str, max_bytes: int = 1 << 20) -> bytes:
+        """The bytes of a regular file. Never follows a link, never blocks. Raises FileRefused, SandboxDied."""
+        ...
+
+    async def write(self, files: Mapping[str, bytes]) -> None:
+        """Write files, making parent folders. Raises FileRefused, SandboxDied."""
+        ...
+
+    async def close(self) -> None:
+        """End every process and remove every trace. Idempotent."""
+        ...
+
+
+class Backend(Protocol):
+    """A way to start sandboxes."""
+
+    name: str
+
+    async def start(self, image: str = "") -> Sandbox:
+        """A ready sandbox. `image` overrides the configured one. Raises BackendUnavailable, SandboxDied."""
+        ...
+
+    async def close(self) -> None:
+        """Release what the backend itself holds. Sandboxes that still run may end with it."""
+        ...

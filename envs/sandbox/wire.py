@@ -1,0 +1,298 @@
+"""The host's side of a sandbox: `Box` speaks the executor's framed protocol (`envs/sandbox/inside/executor.py`) over
+one stream.
+
+Both backends hand out a `Box`; they differ only in how they start and end one. Every byte that arrives is a stranger's:
+frames are bounded, fields are checked, and anything out of order ends the sandbox. A sandbox that does not answer in
+time is ended by the host, whatever happens inside.
+"""
+
+import asyncio
+import math
+import os
+import posixpath
+import secrets
+import socket
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from errno import EINVAL
+from pathlib import Path
+
+from sandboxrl.envs.sandbox.inside import executor
+from sandboxrl.envs.sandbox.inside.executor import FRAME, MAX_HEADER, MAX_PAYLOAD, RECORD, pack_head, unpack_header
+from sandboxrl.envs.sandbox.protocol import WORKDIR, ExecResult, FileRefused, Limits, SandboxDied
+
+EXECUTOR = Path(executor.__file__).read_bytes()
+"""The program itself, sent into each sandbox: a sandbox needs no access to this project's files."""
+HELLO_S = 30.0
+"""A sandbox that has not said it is ready by then never will."""
+WATCHDOG_S = 10.0
+"""Granted to the executor on top of a command's own time limit."""
+FILE_OPERATION_S = 60.0
+LARGE_BYTES = 64 << 10
+"""A payload from here on is sent as it lies, not copied behind its header first."""
+SEND_BUFFER_BYTES = 1 << 20
+"""Asked of the kernel for each stream: how much goes to the executor at a time (212,992 if nobody asks)."""
+BATCH_BYTES = 4 << 20
+"""Files travel in frames of about this size, so that neither side holds a large file twice."""
+
+Fields = dict[bytes, bytes]
+
+
+def new_id() -> str:
+    """A name for a sandbox that no other sandbox of any run has."""
+    return secrets.token_hex(8)
+
+
+def executor_limits(limits: Limits, watch_memory: bool) -> dict[str, int]:
+    """Bounds that the executor sets for itself and what it runs; `watch_memory` where no control group limits it."""
+    bounds = {
+        "processes": limits.processes,
+        "open_files": limits.open_files,
+        "file_bytes": limits.file_bytes,
+        "core_bytes": 0,
+    }
+    if watch_memory:
+        bounds["memory_bytes"] = limits.memory_bytes
+    return bounds
+
+
+class Box:
+    """A started sandbox (`envs.sandbox.protocol.Sandbox`) behind a stream. `end` kills it and removes its traces,
+    once."""
+
+    def __init__(
+        self,
+        identity: str,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        end: Callable[[], Awaitable[None]],
+        output_bytes: int,
+        persist_shell: bool = False,
+    ) -> None:
+        self.id = identity
+        self._reader, self._writer, self._end = reader, writer, end
+        self._output_bytes, self._persist = output_bytes, persist_shell
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        self._count = 0
+        self._waiting: dict[bytes, asyncio.Future[tuple[Fields, bytes]]] = {}
+        self._death: str = ""
+        self._receiver: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
+
+    @property
+    def alive(self) -> bool:
+        """False once the sandbox is known to have ended."""
+        return not self._death
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is in flight."""
+        return bool(self._waiting)
+
+    async def hello(self) -> None:
+        """Wait until the executor is ready. Raises SandboxDied."""
+        try:
+            async with asyncio.timeout(HELLO_S):
+                fields, _ = await self._frame()
+        except (OSError, EOFError, ValueError, TimeoutError) as error:
+            raise SandboxDied(f"sandbox {self.id} did not start: {error!r}") from error
+        if fields.get(b"ready") != b"1":
+            raise SandboxDied(f"sandbox {self.id} did not start: unexpected first frame")
+        self._receiver = asyncio.create_task(self._receive())
+
+    async def exec(
+        self,
+        command: str,
+        timeout_s: float = 120.0,
+        cwd: str = WORKDIR,
+        env: Mapping[str, str] | None = None,
+        max_bytes: int | None = None,
+    ) -> ExecResult:
+        """Run `command` with bash; see `envs.sandbox.protocol.Sandbox`. Raises SandboxDied; ValueError for a
+        `timeout_s` that is not a positive number, an `env` that no process could have or `max_bytes` above 32 MiB."""
+        if not (timeout_s > 0 and math.isfinite(timeout_s)):
+            raise ValueError(f"timeout_s must be a positive number of seconds, not {timeout_s}")
+        limit = self._output_bytes if max_bytes is None else max_bytes
+        if not 0 <= limit <= MAX_PAYLOAD // 2:
+            raise ValueError(f"max_bytes must be between 0 and {MAX_PAYLOAD // 2}, not {limit}")
+        fields = {
+            b"op": b"exec",
+            b"timeout": repr(float(timeout_s)).encode(),
+            b"keep": str(limit).encode(),
+            b"cwd": _path(cwd),
+            b"persist": b"%d" % self._persist,
+        }
+        for name, value in (env or {}).items():
+            if not name or "=" in name or "\0" in name + value:
+                raise ValueError(f"not an environment variable: {name!r}")
+            fields[b"env." + _bytes(name)] = _bytes(value)
+        reply, payload = await self._call(fields, _bytes(command), timeout_s + WATCHDOG_S)
+        try:
+            return _result(reply, payload, limit)
+        except (KeyError, ValueError) as error:
+            raise await self._protocol_error(error) from error
+
+    async def read(self, path: str, max_bytes: int = 1 << 20) -> bytes:
+        """The bytes of a regular file, at most 64 MiB. Raises FileRefused, SandboxDied."""
+        if not 0 <= max_bytes <= MAX_PAYLOAD:
+            raise ValueError(f"max_bytes must be between 0 and {MAX_PAYLOAD}, not {max_bytes}")
+        fields = {b"op": b"read", b"path": _path(path), b"max": b"%d" % max_bytes}
+        reply, payload = await self._call(fields, b"", FILE_OPERATION_S)
+        await self._check(reply, path)
+        if len(payload) > max_bytes:
+            raise await self._protocol_error(ValueError("more bytes than asked for"))
+        return payload
+
+    async def write(self, files: Mapping[str, bytes]) -> None:
+        """Write files in order, making parent folders. Raises FileRefused, SandboxDied."""
+        for frame in _frames(files):
+            reply, _ = await self._call({b"op": b"write"}, frame, FILE_OPERATION_S)
+            await self._check(reply)
+
+    async def nuke(self) -> None:
+        """End every process in the sandbox, background ones too; the sandbox stays usable."""
+        await self._call({b"op": b"nuke"}, b"", FILE_OPERATION_S)
+
+    async def close(self) -> None:
+        """End every process and remove every trace. Idempotent, and not interrupted by a cancelled caller."""
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._close())
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
+        self._die("it was closed")
+        if self._receiver is not None:
+            self._receiver.cancel()
+        self._writer.close()
+        await self._end()
+
+    async def _call(self, fields: Fields, payload: bytes, wait_s: float) -> tuple[Fields, bytes]:
+        if self._death:
+            raise SandboxDied(f"sandbox {self.id}: {self._death}")
+        self._count += 1
+        identity = b"%d" % self._count
+        answer: asyncio.Future[tuple[Fields, bytes]] = asyncio.get_running_loop().create_future()
+        self._waiting[identity] = answer
+        try:
+            async with asyncio.timeout(wait_s):
+                head = pack_head({b"id": identity, **fields}, len(payload))
+                if len(payload) < LARGE_BYTES:
+                    self._writer.write(head + payload)
+                else:
+                    self._writer.write(head)
+                    self._writer.write(memoryview(payload))
+                await self._writer.drain()
+                return await answer
+        except TimeoutError as error:
+            self._die(f"no answer within {wait_s:.0f} s")
+            await self.close()
+            raise SandboxDied(f"sandbox {self.id}: no answer within {wait_s:.0f} s") from error
+        except OSError as error:
+            self._die(repr(error))
+            raise SandboxDied(f"sandbox {self.id}: {error!r}") from error
+        finally:
+            self._waiting.pop(identity, None)
+            if answer.done() and not answer.cancelled():
+                answer.exception()  # it may have come while the caller was leaving
+
+    async def _receive(self) -> None:
+        try:
+            while True:
+                fields, payload = await self._frame()
+                answer = self._waiting.pop(fields.get(b"id", b""), None)
+                if answer is not None and not answer.done():
+                    answer.set_result((fields, payload))
+        except (OSError, EOFError, ValueError) as error:
+            self._die(f"it ended ({error!r})")
+
+    async def _frame(self) -> tuple[Fields, bytes]:
+        header_size, payload_size = FRAME.unpack(await self._reader.readexactly(FRAME.size))
+        if header_size > MAX_HEADER or payload_size > MAX_PAYLOAD:
+            raise ValueError("frame too large")
+        fields = unpack_header(await self._reader.readexactly(header_size))
+        return fields, await self._reader.readexactly(payload_size)
+
+    def _die(self, why: str) -> None:
+        if self._death:
+            return
+        self._death = why
+        for answer in self._waiting.values():
+            if not answer.done():
+                answer.set_exception(SandboxDied(f"sandbox {self.id}: {why}"))
+        self._waiting.clear()
+
+    async def _check(self, reply: Fields, path: str = "") -> None:
+        """Raise what the executor refused. A request it did not understand is not the model's fault."""
+        if b"errno" not in reply:
+            return
+        message = reply.get(b"message", b"").decode("utf-8", "replace")
+        if not reply[b"errno"].isdigit() or not int(reply[b"errno"]):
+            raise await self._protocol_error(ValueError(message))
+        number = int(reply[b"errno"])
+        raise FileRefused(number, message, path) if path else FileRefused(number, message)
+
+    async def _protocol_error(self, error: Exception) -> SandboxDied:
+        self._die(f"protocol error {error!r}")
+        await self.close()
+        return SandboxDied(f"sandbox {self.id}: protocol error {error!r}")
+
+
+def _bytes(text: str) -> bytes:
+    """UTF-8; what cannot be encoded (a lone surrogate of a model's JSON) becomes a question mark."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "replace")
+
+
+def _path(path: str) -> bytes:
+    """The absolute path in the sandbox; `..` is resolved by name, as no component may be a link."""
+    if "\0" in path:
+        raise FileRefused(EINVAL, os.strerror(EINVAL), path)
+    return _bytes("/" + posixpath.normpath(posixpath.join(WORKDIR, path)).lstrip("/"))
+
+
+def _result(reply: Fields, payload: bytes, limit: int) -> ExecResult:
+    """Raises KeyError, ValueError for an answer that does not add up."""
+    kept = int(reply[b"kept"])
+    totals = int(reply[b"stdout"]), int(reply[b"stderr"])
+    duration_s = float(reply[b"duration"])
+    if kept < 0 or [kept, len(payload) - kept] != [min(total, limit) for total in totals]:
+        raise ValueError("sizes of the output do not add up")
+    if not 0 <= duration_s < math.inf:
+        raise ValueError("not a duration")
+    return ExecResult(
+        exit_code=int(reply[b"exit"]),
+        stdout=_cut(payload[:kept], totals[0], limit),
+        stderr=_cut(payload[kept:], totals[1], limit),
+        timed_out=reply[b"timed_out"] == b"1",
+        stdout_bytes=totals[0],
+        stderr_bytes=totals[1],
+        duration_s=duration_s,
+        background=reply[b"background"] == b"1",
+    )
+
+
+def _frames(files: Mapping[str, bytes]) -> Iterator[bytes]:
+    """Write records (see `Executor.op_write`) in payloads of about BATCH_BYTES; a large file spans several."""
+    batch = bytearray()
+    for path, data in files.items():
+        name = _path(path)
+        for offset in range(0, max(1, len(data)), BATCH_BYTES):
+            piece = data[offset : offset + BATCH_BYTES]
+            batch += RECORD.pack(len(name), offset, len(piece)) + name + piece
+            if len(batch) >= BATCH_BYTES:
+                yield bytes(batch)
+                batch.clear()
+    if batch:
+        yield bytes(batch)
+
+
+def _cut(kept: bytes, total: int, limit: int) -> bytes:
+    """At most `limit` bytes: all of it, or head, a line that says how much is missing, and tail."""
+    if total <= limit:
+        return kept
+    size = limit - len(b"\n[... %d bytes dropped ...]\n" % total)
+    if size < 2:
+        return kept[:limit]
+    note = b"\n[... %d bytes dropped ...]\n" % (total - size)
+    return kept[: size // 2] + note + kept[len(kept) - (size - size // 2) :]

@@ -1,0 +1,1 @@
+"""Ray: the cluster of a run, its rollout workers and learner ranks as actors, sandboxes of other nodes, jobs."""

@@ -1,0 +1,88 @@
+"""The Ray cluster that a run works on: the one it is told of, that of the job it runs in, or one of its own.
+
+A cluster of its own ends with the process that started it, however that ends. Ray sees to that for its servers and
+actors; its agents, which outlive a killed raylet by a minute, are ended by a guard of ours.
+"""
+
+import logging
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import ray
+
+from sandboxrl.data.errors import InputError
+
+GUARD = """
+import os, signal, sys
+held = []
+for pid in sys.argv[1:]:
+    try:
+        held.append(os.pidfd_open(int(pid)))
+    except ProcessLookupError:
+        pass
+sys.stdin.read()
+for process in held:
+    try:
+        signal.pidfd_send_signal(process, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+"""
+"""Waits for the end of its input, which comes when whoever started it ends, and kills the processes it was told of. It
+holds them by descriptor, so a number that the system gives to another process means nothing to it."""
+
+
+def connect(address: str) -> None:
+    """Join the cluster of `address`, else that of the Ray job this runs in, else start one on this machine. Raises
+    InputError where no cluster answers."""
+    if address := address or os.environ.get("RAY_ADDRESS", ""):
+        check_reachable(address)
+        try:
+            ray.init(address=address, log_to_driver=False, namespace=f"sandboxrl-{os.getpid()}")
+        except (ConnectionError, ValueError) as error:
+            raise InputError(f"cluster: no Ray cluster at {address}: {error}") from None
+        return
+    logging.getLogger("ray").setLevel(logging.ERROR)  # it announces the token that guards the cluster on loopback
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        log_to_driver=False,
+        configure_logging=False,
+        _system_config={"prestart_worker_first_driver": False},  # every actor has an environment of its own
+    )
+    guard_descendants()
+
+
+def check_reachable(address: str) -> None:
+    """Ray itself tries for minutes and then ends the process. Raises InputError."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if host and port.isdigit():
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except OSError as error:
+            raise InputError(f"cluster: nothing answers at {address}: {error}") from None
+
+
+def guard_descendants() -> None:
+    """What has been started below this process so far ends with it, even when it is killed."""
+    theirs, _ours = os.pipe()  # our end is never written to nor closed: the kernel closes it when this process ends
+    command = [sys.executable, "-I", "-S", "-c", GUARD, *map(str, _descendants(os.getpid()))]
+    subprocess.Popen(command, stdin=theirs, start_new_session=True)  # not for it is the Ctrl-C of the terminal
+    os.close(theirs)
+
+
+def _descendants(pid: int) -> list[int]:
+    try:
+        tasks = [task.read_text() for task in Path(f"/proc/{pid}/task").glob("*/children")]
+    except (FileNotFoundError, ProcessLookupError):  # it, or one of its threads, has ended just now
+        return []
+    children = [int(word) for text in tasks for word in text.split()]
+    return children + [further for child in children for further in _descendants(child)]
+
+
+def cause(error: BaseException) -> str:
+    """The last line of a Ray error: what was raised in the actor."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

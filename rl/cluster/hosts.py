@@ -1,0 +1,250 @@
+"""Sandboxes on other nodes of a Ray cluster, so that GPU nodes and sandbox nodes can differ.
+
+A node offers sandboxes by a custom resource: `ray start … --resources '{"sandboxes": 64}'` allows 64 at a time. Each
+such node gets one `SandboxHost` actor per run; `RemoteBackend` spreads sandboxes over them, used like any backend:
+
+    pool = Pool(RemoteBackend.open(config), warm=8)
+
+Two channels: calls travel through Ray; the lease is a TCP connection from the user's process to the host. When that
+process ends, however it ends, the kernel closes the connection and the host ends its sandboxes at once.
+"""
+
+import asyncio
+import contextlib
+import secrets
+import socket
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from sandboxrl.envs.sandbox.pool import open_backend
+from sandboxrl.envs.sandbox.protocol import (
+    WORKDIR,
+    BackendUnavailable,
+    ExecResult,
+    Sandbox,
+    SandboxConfig,
+    SandboxDied,
+    SandboxError,
+)
+
+RESOURCE = "sandboxes"
+SHARE = 0.001
+"""Of a node's resource, held by the actor itself: many runs may share a node."""
+CONCURRENT_CALLS = 4096
+KEEPALIVE_S = 10
+
+
+class SandboxHost:
+    """Ray actor: starts sandboxes on its node and passes calls on to them. At most `capacity` live at a time."""
+
+    def __init__(self, config: SandboxConfig, capacity: int) -> None:
+        self._backend = open_backend(config)
+        self._room = asyncio.Semaphore(capacity)
+        self._boxes: dict[str, dict[str, Sandbox]] = {}
+        self._server: asyncio.Server | None = None
+
+    async def lease_address(self) -> tuple[str, int]:
+        """Where users hold their lease: (address, port)."""
+        if self._server is None:
+            self._server = await asyncio.start_server(self._hold_lease, "0.0.0.0", 0)
+        return ray.util.get_node_ip_address(), self._server.sockets[0].getsockname()[1]
+
+    async def start(self, holder: str, image: str) -> Any:
+        """The id of a new sandbox of `holder`, or the SandboxError that prevented it."""
+        if holder not in self._boxes:
+            return SandboxDied("no lease: its connection is gone")
+        await self._room.acquire()
+        try:
+            box = await self._backend.start(image)
+        except SandboxError as error:
+            self._room.release()
+            return _plain(error)
+        if holder not in self._boxes:  # its user died meanwhile
+            await self._end(box)
+            return SandboxDied("no lease: its connection is gone")
+        self._boxes[holder][box.id] = box
+        return box.id
+
+    async def call(self, holder: str, identity: str, method: str, arguments: dict[str, Any]) -> Any:
+        """The result of a sandbox's method, or the SandboxError it raised. Errors are values: Ray would wrap them."""
+        box = self._boxes.get(holder, {}).get(identity)
+        if box is None:
+            return SandboxDied(f"sandbox {identity} is not here any more")
+        try:
+            return await getattr(box, method)(**arguments)
+        except SandboxError as error:
+            return _plain(error)
+
+    async def close_box(self, holder: str, identity: str) -> None:
+        box = self._boxes.get(holder, {}).pop(identity, None)
+        if box is not None:
+            await self._end(box)
+
+    async def count(self) -> int:
+        """Live sandboxes of all holders."""
+        return sum(map(len, self._boxes.values()))
+
+    async def _end(self, box: Sandbox) -> None:
+        try:
+            await box.close()
+        finally:
+            self._room.release()
+
+    async def _hold_lease(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        _keep_alive(writer)
+        holder = ""
+        try:
+            holder = (await reader.readline()).decode("ascii", "replace").strip()
+            self._boxes.setdefault(holder, {})
+            writer.write(b"held\n")
+            await reader.read()  # until the user's process ends
+        except OSError:
+            pass  # its node is gone: the lease ends all the same
+        finally:
+            writer.close()
+            boxes = self._boxes.pop(holder, {})
+            await asyncio.gather(*(self._end(box) for box in boxes.values()))
+
+
+def _plain(error: SandboxError) -> SandboxError:
+    """An error that travels: of the classes of `sandboxrl.envs.sandbox.protocol`, without a cause."""
+    return SandboxDied(str(error)) if isinstance(error, SandboxDied) else error
+
+
+def _keep_alive(writer: asyncio.StreamWriter) -> None:
+    """Notice within a minute that the other machine is gone without a word."""
+    connection = writer.get_extra_info("socket")
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_S)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_S)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+
+
+class RemoteBox:
+    """A sandbox on another node (`sandboxrl.envs.sandbox.protocol.Sandbox`)."""
+
+    def __init__(self, host: Any, holder: str, identity: str, gone: Callable[[], None]) -> None:
+        self.id = identity
+        self._host, self._holder, self._gone = host, holder, gone
+        self._ended = self._closed = False
+
+    @property
+    def alive(self) -> bool:
+        return not self._ended
+
+    async def exec(
+        self,
+        command: str,
+        timeout_s: float = 120.0,
+        cwd: str = WORKDIR,
+        env: Mapping[str, str] | None = None,
+        max_bytes: int | None = None,
+    ) -> ExecResult:
+        arguments = {"command": command, "timeout_s": timeout_s, "cwd": cwd, "env": env, "max_bytes": max_bytes}
+        result: ExecResult = await self._call("exec", arguments)
+        return result
+
+    async def read(self, path: str, max_bytes: int = 1 << 20) -> bytes:
+        data: bytes = await self._call("read", {"path": path, "max_bytes": max_bytes})
+        return data
+
+    async def write(self, files: Mapping[str, bytes]) -> None:
+        await self._call("write", {"files": dict(files)})
+
+    async def close(self) -> None:
+        if not self._closed:
+            self._ended = self._closed = True
+            self._gone()
+            with contextlib.suppress(RayActorError):  # the host is gone, and its sandboxes with it
+                await self._host.close_box.remote(self._holder, self.id)
+
+    async def _call(self, method: str, arguments: dict[str, Any]) -> Any:
+        if self._ended:
+            raise SandboxDied(f"sandbox {self.id}: it was closed")
+        try:
+            answer = await self._host.call.remote(self._holder, self.id, method, arguments)
+        except RayActorError as error:
+            self._ended = True
+            raise SandboxDied(f"sandbox {self.id}: its host is gone: {error}") from error
+        if isinstance(answer, SandboxError):
+            self._ended = isinstance(answer, SandboxDied)
+            raise answer
+        return answer
+
+
+class RemoteBackend:
+    """A backend over every node that offers sandboxes. Made by `open`; it belongs to the event loop it starts in."""
+
+    name = "remote"
+
+    def __init__(self, hosts: list[Any]) -> None:
+        self._hosts = hosts
+        self._holder = secrets.token_hex(16)
+        self._held: dict[int, int] = dict.fromkeys(range(len(hosts)), 0)
+        self._leases: list[asyncio.StreamWriter] = []
+        self._leasing = asyncio.Lock()
+
+    @staticmethod
+    def open(config: SandboxConfig, resource: str = RESOURCE) -> "RemoteBackend":
+        """One host actor on each node that offers `resource`. Raises BackendUnavailable when none does."""
+        actor = ray.remote(SandboxHost)
+        hosts = []
+        for node in ray.nodes():
+            capacity = int(node["Resources"].get(resource, 0)) if node["Alive"] else 0
+            if capacity:
+                here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+                options = {"resources": {resource: SHARE}, "num_cpus": 0, "max_concurrency": CONCURRENT_CALLS}
+                hosts.append(actor.options(scheduling_strategy=here, **options).remote(config, capacity))
+        if not hosts:
+            raise BackendUnavailable(
+                f"no node of the Ray cluster offers sandboxes; start one with: ray start --address=… --resources "
+                f"'{{\"{resource}\": 64}}'"
+            )
+        return RemoteBackend(hosts)
+
+    async def start(self, image: str = "") -> RemoteBox:
+        """A ready sandbox on the host that holds the fewest of ours. Raises BackendUnavailable, SandboxDied."""
+        await self._take_leases()
+        chosen = min(self._held, key=lambda index: self._held[index], default=None)
+        if chosen is None:
+            raise SandboxDied("every sandbox host of the cluster is gone")
+        host = self._hosts[chosen]
+        self._held[chosen] += 1
+        try:
+            answer = await host.start.remote(self._holder, image)
+        except RayActorError as error:
+            self._held.pop(chosen, None)  # the others go on
+            raise SandboxDied(f"a sandbox host is gone: {error}") from error
+        if isinstance(answer, SandboxError):
+            self._held[chosen] -= 1
+            raise answer
+
+        def gone() -> None:
+            if chosen in self._held:
+                self._held[chosen] -= 1
+
+        return RemoteBox(host, self._holder, answer, gone)
+
+    async def close(self) -> None:
+        """Give up the leases, which ends every sandbox of this backend, and the hosts."""
+        for writer in self._leases:
+            writer.close()
+        for host in self._hosts:
+            with contextlib.suppress(RayActorError):
+                ray.kill(host)
+
+    async def _take_leases(self) -> None:
+        async with self._leasing:
+            if self._leases:
+                return
+            for host in self._hosts:
+                address, port = await host.lease_address.remote()
+                reader, writer = await asyncio.open_connection(address, port)
+                _keep_alive(writer)
+                writer.write(self._holder.encode() + b"\n")
+                await reader.readline()
+                self._leases.append(writer)

@@ -1,0 +1,1 @@
+"""Scoring a model on benchmarks: trials, their results in a folder, the models they are asked of."""

@@ -1,0 +1,232 @@
+"""Trajectories to packed rows: what each learner rank computes in one update. NumPy only.
+
+A row is several whole trajectories one after the other. A trajectory is never cut: one longer than the limit has a row
+of its own. Trajectories that cannot move the weights (no advantage, or masked out) get no row but count in the
+normaliser, so the gradient is that of all of them. Every rank gets the same number of rows for the same optimizer step,
+else the collectives of the learner would wait for ever; a rank with nothing left gets rows that train nothing.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from sandboxrl.envs.trajectory import StopReason, Tokens, Trajectory
+from sandboxrl.rl.grpo import LossConfig, advantages, informative, loss_weights
+from sandboxrl.rl.learner.config import LearnerConfig
+
+
+@dataclass(frozen=True)
+class Row:
+    """One packed row: whole trajectories in `ids`, and the trained tokens among them.
+
+    Two trajectories [5 6 | 7 8] and [5 | 9] whose tokens after the bar were sampled: ids 5 6 7 8 5 9, lengths 4 2,
+    trained 2 3 5, trajectory 0 0 1. Arrays of one value per trained token are parallel to `trained`.
+    """
+
+    ids: np.ndarray
+    """int64 [tokens]."""
+    lengths: np.ndarray
+    """int64 [trajectories], their sum is the number of tokens."""
+    trained: np.ndarray
+    """int64, ascending: positions in `ids` of the tokens that are trained on."""
+    trajectory: np.ndarray
+    """int64: to which trajectory of the row a trained token belongs."""
+    engine: np.ndarray
+    """float32: log-probability with which the engine sampled it."""
+    advantages: np.ndarray
+    """float32."""
+    weights: np.ndarray
+    """float32: what its loss is multiplied with; see sandboxrl.rl.grpo.loss_weights."""
+    fresh: np.ndarray
+    """bool: sampled under the learner's present weights, so the learner's log-probability must equal the engine's."""
+
+    @property
+    def positions(self) -> np.ndarray:
+        """Position of every token within its own trajectory, int64 [tokens]."""
+        return np.concatenate([np.arange(n) for n in self.lengths])
+
+
+@dataclass(frozen=True)
+class Batch:
+    minibatches: tuple[tuple[tuple[Row, ...], ...], ...]
+    """[optimizer step][rank][row]. Steps without a token to train on are left out; none at all: nothing to learn."""
+    advantages: tuple[tuple[float, ...], ...]
+    """[group][trajectory]."""
+    num_informative: int
+    """Groups whose rewards are not all equal."""
+    probe: Row | None
+    """Tokens to compare with the engine's, not to train on; the same row for every rank."""
+    num_trajectories: int
+    """All of them, those without a row included."""
+    num_sampled: int
+    """Sampled tokens of all trajectories."""
+    num_trained: int
+    """Sampled tokens in the rows."""
+    num_row_tokens: int
+    """Tokens in the rows, environment tokens included."""
+
+    def of_rank(self, rank: int) -> list[tuple[Row, ...]]:
+        """What `Learner.update` of that rank takes: its rows, a tuple per optimizer step."""
+        return [ranks[rank] for ranks in self.minibatches]
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """One trajectory with what the loss needs."""
+
+    trajectory: Trajectory
+    group: int
+    advantage: float
+    num_tokens: int
+    """Sampled tokens, 0 where the trajectory is masked out of the loss."""
+
+
+def build_batch(
+    groups: Sequence[Sequence[Trajectory]],
+    loss: LossConfig,
+    learner: LearnerConfig,
+    version: int,
+    probes: Sequence[Tokens] = (),
+) -> Batch:
+    """Rows of one training step. `groups` hold graded trajectories of our own engine, machine faults already removed;
+    `version` is the weight version that the learner holds now. `probes` are tokens sampled for no other purpose than
+    to compare engine and learner.
+
+    With several minibatches trajectory i goes to minibatch i modulo their number, and each minibatch has a normaliser
+    of its own. Raises ValueError for a trajectory without reward or tokens, with a log-probability that is not finite,
+    or whose first token is marked as sampled: all of them faults of the caller or the engine.
+    """
+    grouped = [_samples(number, group, loss) for number, group in enumerate(groups)]
+    samples = [sample for group in grouped for sample in group]
+    minibatches = []
+    for start in range(learner.minibatches):
+        part = samples[start :: learner.minibatches]
+        weights = loss_weights([s.num_tokens for s in part], [s.group for s in part], loss)
+        moving = [(s, w) for s, w in zip(part, weights, strict=True) if w and _moves(s, loss)]
+        if moving:
+            minibatches.append(_rows(moving, learner, version))
+    rows = [row for ranks in minibatches for rank in ranks for row in rank if row.trained.size]
+    return Batch(
+        minibatches=tuple(minibatches),
+        probe=_row([(_probe(tokens), 0.0) for tokens in probes], version) if probes else None,
+        advantages=tuple(tuple(s.advantage for s in group) for group in grouped),
+        num_informative=sum(informative([one.reward for one in group]) for group in groups),
+        num_trajectories=len(samples),
+        num_sampled=sum(sum(s.trajectory.tokens.mask) for s in samples),
+        num_trained=sum(row.trained.size for row in rows),
+        num_row_tokens=sum(row.ids.size for row in rows),
+    )
+
+
+def _samples(number: int, group: Sequence[Trajectory], loss: LossConfig) -> list[_Sample]:
+    for one in group:
+        _check(one)
+    group = [replace(one, tokens=_needed(one.tokens)) for one in group]
+    lengths = [sum(one.tokens.mask) for one in group]
+    values = advantages([one.reward for one in group], loss.advantage, lengths)
+    return [
+        _Sample(one, number, value, 0 if loss.overlong == "mask" and one.stop.policy_fault else length)
+        for one, value, length in zip(group, values, lengths, strict=True)
+    ]
+
+
+def _needed(tokens: Tokens) -> Tokens:
+    """Up to the last sampled token. The observation that overran `limits.max_tokens` comes after it: nothing is learned
+    from that, and it may be longer than any limit on a row."""
+    end = len(tokens.mask) - tokens.mask[::-1].index(1) if 1 in tokens.mask else len(tokens.mask)
+    return Tokens(tokens.ids[:end], tokens.mask[:end], tokens.logprobs[:end], tokens.versions[:end])
+
+
+def _check(one: Trajectory) -> None:
+    where = f"trajectory of task {one.task_id}"
+    if one.stop.machine_fault or one.reward is None or not math.isfinite(one.reward):
+        raise ValueError(f"{where} has no reward ({one.stop}): machine faults are dropped before grouping")
+    if one.tokens is None:
+        raise ValueError(f"{where} has no tokens: only trajectories of our own engine can be trained on")
+    tokens = one.tokens
+    if not len(tokens.ids) == len(tokens.mask) == len(tokens.logprobs) == len(tokens.versions) > 0:
+        raise ValueError(f"{where}: ids, mask, logprobs and versions differ in length or are empty")
+    if tokens.mask[0]:
+        raise ValueError(f"{where}: its first token is marked as sampled, but nothing predicts it")
+    if not all(math.isfinite(value) for value in tokens.logprobs):
+        raise ValueError(f"{where}: the engine gave a log-probability that is not finite")
+
+
+def _probe(tokens: Tokens) -> _Sample:
+    probe = Trajectory("probe", "probe", "llm", StopReason.ANSWERED, turns=(), reward=0.0, tokens=tokens)
+    _check(probe)
+    return _Sample(probe, group=-1, advantage=0.0, num_tokens=0)
+
+
+def _moves(sample: _Sample, loss: LossConfig) -> bool:
+    """Whether the sample has a gradient. The quadratic term of dppo has one even where the advantage is 0."""
+    return sample.advantage != 0 or loss.policy_loss == "dppo"
+
+
+def _rows(moving: list[tuple[_Sample, float]], learner: LearnerConfig, version: int) -> tuple[tuple[Row, ...], ...]:
+    """[rank][row] for one optimizer step: evenly filled rows, the heaviest ones side by side."""
+    lengths = [len(sample.trajectory.tokens.ids) for sample, _ in moving]
+    bins = pack(lengths, learner.max_tokens_per_row, learner.world_size)
+    rows = [_row([moving[i] for i in members], version) if members else _idle_row() for members in bins]
+    rows.sort(key=lambda row: -row.ids.size)
+    ranks: list[list[Row]] = [[] for _ in range(learner.world_size)]
+    for start in range(0, len(rows), learner.world_size):
+        side_by_side = rows[start : start + learner.world_size]
+        # every other time backwards, so that no rank always has the longest row
+        for rank, row in zip(
+            ranks, side_by_side if start // learner.world_size % 2 else side_by_side[::-1], strict=True
+        ):
+            rank.append(row)
+    return tuple(tuple(rank) for rank in ranks)
+
+
+def pack(lengths: Sequence[int], max_tokens: int, multiple_of: int = 1) -> list[list[int]]:
+    """Indices of `lengths` in bins of at most `max_tokens`, as even as the greedy rule makes them.
+
+    The number of bins is the smallest multiple of `multiple_of` for which it works: longest first, each into the bin
+    that holds least. An item longer than `max_tokens` has a bin of its own. Bins may be empty.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    alone = [i for i in order if lengths[i] > max_tokens]
+    others = order[len(alone) :]
+    total = sum(lengths[i] for i in others)
+    num_bins = max(1, -(-(len(alone) + -(-total // max_tokens)) // multiple_of)) * multiple_of
+    while True:
+        bins = [[i] for i in alone] + [[] for _ in range(num_bins - len(alone))]
+        loads = [0] * (num_bins - len(alone))
+        for i in others:
+            lightest = loads.index(min(loads)) if loads else -1
+            if lightest < 0 or loads[lightest] + lengths[i] > max_tokens:
+                break
+            loads[lightest] += lengths[i]
+            bins[len(alone) + lightest].append(i)
+        else:
+            return bins
+        num_bins += multiple_of
+
+
+def _row(members: list[tuple[_Sample, float]], version: int) -> Row:
+    tokens = [sample.trajectory.tokens for sample, _ in members]
+    lengths = np.array([len(one.ids) for one in tokens], dtype=np.int64)
+    trained = np.flatnonzero(np.concatenate([np.asarray(one.mask, dtype=bool) for one in tokens]))
+    trajectory = np.repeat(np.arange(len(members)), lengths)[trained]
+    versions = np.concatenate([np.asarray(one.versions, dtype=np.int64) for one in tokens])[trained]
+    return Row(
+        ids=np.concatenate([np.asarray(one.ids, dtype=np.int64) for one in tokens]),
+        lengths=lengths,
+        trained=trained,
+        trajectory=trajectory,
+        engine=np.concatenate([np.asarray(one.logprobs, dtype=np.float32) for one in tokens])[trained],
+        advantages=np.array([sample.advantage for sample, _ in members], dtype=np.float32)[trajectory],
+        weights=np.array([weight for _, weight in members], dtype=np.float32)[trajectory],
+        fresh=(versions == version) & (versions >= 0),
+    )
+
+
+def _idle_row() -> Row:
+    """A row that trains nothing: it keeps a rank in step with the others."""
+    integers, numbers = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)
+    one = np.ones(1, dtype=np.int64)
+    return Row(0 * one, one, integers, integers, numbers, numbers, numbers, np.zeros(0, dtype=bool))

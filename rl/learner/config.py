@@ -1,0 +1,60 @@
+"""The `learner:` part of a recipe."""
+
+from dataclasses import dataclass
+
+from sandboxrl.data.errors import InputError, nearest
+
+DEVICES = ("auto", "cpu", "cuda")
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class LearnerConfig:
+    world_size: int = 1
+    """Learner processes over which parameters, gradients and optimizer state are sharded; one GPU each on GPUs."""
+    device: str = "auto"
+    """auto (cuda if there is one) | cpu | cuda."""
+    dtype: str = "float32"
+    """Of activations and products: float32 | bfloat16. Parameters, gradients and optimizer state are always float32."""
+    learning_rate: float = 1e-6
+    """Of AdamW, constant after the warm-up."""
+    warmup_steps: int = 0
+    """Optimizer steps over which the learning rate rises linearly to its constant value."""
+    weight_decay: float = 0.01
+    """Decoupled, on every parameter."""
+    beta1: float = 0.9
+    """Decay of Adam's mean of gradients."""
+    beta2: float = 0.999
+    """Decay of Adam's mean of squared gradients."""
+    max_grad_norm: float = 1.0
+    """Gradients longer than this are scaled down to it."""
+    minibatches: int = 1
+    """Optimizer steps per batch; every group is spread over all of them."""
+    max_tokens_per_row: int = 16384
+    """Trajectories are packed into rows of at most this many tokens; one row is one forward and backward pass."""
+    logprob_chunk: int = 2048
+    """Tokens whose logits (vocabulary wide) are in memory at once."""
+    gradient_checkpointing: bool = True
+    """Recompute each layer in the backward pass instead of keeping its activations."""
+    threads: int = 1
+    """CPU threads of each process."""
+    timeout_s: float = 600.0
+    """A collective that waits longer for another rank fails. The first one waits until rank 0 has read the model."""
+
+    def __post_init__(self) -> None:
+        for name, valid in (("device", DEVICES), ("dtype", DTYPES)):
+            value = getattr(self, name)
+            if value not in valid:
+                raise InputError(f"learner.{name}: unknown value {value!r}{nearest(str(value), valid)}")
+        for name in ("world_size", "minibatches", "max_tokens_per_row", "logprob_chunk", "threads"):
+            if getattr(self, name) < 1:
+                raise InputError(f"learner.{name} must be at least 1")
+        for name in ("learning_rate", "weight_decay", "warmup_steps"):
+            if getattr(self, name) < 0:
+                raise InputError(f"learner.{name} must not be negative")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"learner.{name} must lie in [0, 1)")
+        for name in ("max_grad_norm", "timeout_s"):
+            if getattr(self, name) <= 0:
+                raise InputError(f"learner.{name} must be above 0")

@@ -1,0 +1,265 @@
+"""One rank of the learner: sharded weights, AdamW, one update per batch of packed rows.
+
+    learner = Learner(rank, config)
+    learner.setup(address, model_dir, loss, temperature)      every rank; address = rank 0's address()
+    stats = learner.update(batch.of_rank(rank))               every rank; the numbers are those of all ranks
+
+Every method but `address` is a collective: all ranks call it, in the same order.
+All numbers of the loss come with the rows (rl.learner.batch), so nothing here depends on how they are spread over
+ranks. FSDP averages gradients over ranks, the loss is a sum, therefore it is multiplied by the world size.
+
+The learner draws no random numbers (a model with dropout is refused: its log-probabilities would not be the engine's),
+so weights, optimizer state and the number of updates are all there is to save.
+"""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+
+from sandboxrl.data.errors import InputError
+from sandboxrl.rl.grpo import LossConfig, k3, token_loss
+from sandboxrl.rl.learner.batch import Row
+from sandboxrl.rl.learner.checkpoint import LEARNER
+from sandboxrl.rl.learner.config import LearnerConfig
+from sandboxrl.rl.learner.model import load_policy, named_weights, shard
+from sandboxrl.rl.learner.weights import Publisher, free_port, full
+
+SUMS = ("loss", "held", "trained", "not_finite", "compared", "difference", "k3")
+"""What is added up over rows and ranks in one optimizer step."""
+
+
+class NotFinite(Exception):
+    """A log-probability, loss or gradient is infinite or not a number. That step is not made. Raised on every rank."""
+
+
+class Learner:
+    def __init__(self, rank: int, config: LearnerConfig) -> None:
+        self.rank, self.config = rank, config
+        self.num_updates = 0
+        """Optimizer steps made so far."""
+        self._publisher: Publisher | None = None
+
+    def address(self) -> str:
+        """`host:port` on this machine where the ranks can meet."""
+        return f"{ray.util.get_node_ip_address()}:{free_port()}"
+
+    def setup(self, address: str, model_dir: str, loss: LossConfig, temperature: float = 1.0) -> None:
+        """Meet the other ranks and load the model. `temperature` is that of sampling: log-probabilities are taken of
+        logits / temperature. Raises InputError for a model or device that cannot be used."""
+        config = self.config
+        on_gpu = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
+        if on_gpu and not torch.cuda.is_available():
+            raise InputError("learner.device: cuda, but torch sees no GPU here")
+        if on_gpu:
+            torch.cuda.set_device(self.rank % torch.cuda.device_count())
+        torch.set_num_threads(config.threads)
+        policy = load_policy(model_dir, config.logprob_chunk, with_weights=self.rank == 0)
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+            init_method=f"tcp://{address}",
+            rank=self.rank,
+            world_size=config.world_size,
+            timeout=timedelta(seconds=config.timeout_s),
+        )
+        mesh = init_device_mesh("cuda" if on_gpu else "cpu", (config.world_size,), mesh_dim_names=("shard",))
+        shard(policy, mesh, getattr(torch, config.dtype), config.gradient_checkpointing)
+        self.policy, self.loss, self.temperature = policy, loss, temperature
+        self.device = torch.device(mesh.device_type)
+        self.optimizer = torch.optim.AdamW(
+            policy.parameters(),
+            lr=config.learning_rate,
+            betas=(config.beta1, config.beta2),
+            weight_decay=config.weight_decay,
+        )
+
+    def update(self, steps: Sequence[Sequence[Row]], probe: Row | None = None) -> dict[str, float]:
+        """This rank's rows, a sequence per optimizer step; no step at all leaves the weights alone. Raises NotFinite.
+
+        loss and grad_norm (before clipping) are means over the optimizer steps; clip_fraction is the share of trained
+        tokens that a bound of the loss holds. mismatch/* compare the learner before its first step with the engine,
+        over the tokens sampled under the learner's own weights (mismatch/tokens of them), those of `probe` included: it
+        is the same on every rank and is compared only, so engine and learner are compared also in a step that has
+        nothing fresh, or nothing at all, to train on.
+        """
+        totals, worst = self._compare(probe)
+        starts = self._log_probabilities_at_start(steps)
+        grad_norms = []
+        for rows, olds in zip(steps, starts, strict=True):
+            first = not grad_norms
+            sums, largest = torch.zeros_like(totals), torch.zeros_like(worst)
+            for row, old in zip(rows, olds, strict=True):
+                found, difference = self._backward(row, old, compare=first or old is not None)
+                sums += found
+                largest = largest.maximum(difference)
+            dist.all_reduce(sums)
+            dist.all_reduce(largest, dist.ReduceOp.MAX)
+            grad_norms.append(self._step(sums))
+            totals += sums
+            worst = worst.maximum(largest)
+        total = dict(zip(SUMS, totals.tolist(), strict=True))
+        num_steps, compared = max(1, len(grad_norms)), max(1.0, total["compared"])
+        return {
+            "loss": total["loss"] / num_steps,
+            "grad_norm": sum(grad_norms) / num_steps,
+            "clip_fraction": total["held"] / max(1.0, total["trained"]),
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "tokens/trained": total["trained"],
+            "optimizer_steps": float(len(grad_norms)),
+            "mismatch/logprob_max": worst.item(),
+            "mismatch/logprob_mean": total["difference"] / compared,
+            "mismatch/kl": total["k3"] / compared,
+            "mismatch/tokens": total["compared"],
+        }
+
+    def _compare(self, probe: Row | None) -> tuple[Tensor, Tensor]:
+        """SUMS of a row that is compared and not trained on, and its largest difference to the engine, float64."""
+        sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.device)
+        if probe is None or not probe.fresh.any():
+            return sums, sums.new_zeros(())
+        difference = self._tensor((self.logprobs([probe])[0] - probe.engine)[probe.fresh]).double()
+        if not difference.isfinite().all():  # no bound would catch it: nan is not above anything
+            raise NotFinite(f"update {self.num_updates + 1}: log-probabilities of the probe are not finite")
+        found = {"compared": len(difference), "difference": difference.abs().sum(), "k3": k3(difference).sum()}
+        for name, value in found.items():
+            sums[SUMS.index(name)] = value
+        return sums, difference.abs().max()
+
+    @torch.no_grad()
+    def logprobs(self, rows: Sequence[Row]) -> list[np.ndarray]:
+        """Log-probabilities of the trained tokens of each row under the present weights, float32."""
+        found = [self._forward(row).cpu().numpy() for row in rows]
+        self.policy.reshard()  # the root stays gathered after a forward pass without a backward pass
+        return found
+
+    def weights(self, dtype: torch.dtype | None = None, described: bool = False) -> Iterator[tuple[str, Tensor]]:
+        """See sandboxrl.rl.learner.model.named_weights."""
+        return named_weights(self.policy, dtype, described)
+
+    def publish(
+        self, workers: Sequence[Any], version: int, backend: str = "shm", run: str = "", dtype: str = "float32"
+    ) -> list[tuple[int, str]]:
+        """Give the rollout workers these weights as `version`; see sandboxrl.rl.learner.weights.Publisher.publish."""
+        if self._publisher is None:
+            self._publisher = Publisher(backend, run, self.rank)
+        weights, described = self.weights(getattr(torch, dtype)), self.weights(getattr(torch, dtype), described=True)
+        return self._publisher.publish(weights, version, workers, described)
+
+    def save(self, folder: str) -> None:
+        """Write this rank's share under `folder`. Complete when every rank has returned; see rl.learner.checkpoint."""
+        model, optimizer = get_state_dict(self.policy, self.optimizer)
+        state = {"model": model, "optimizer": optimizer, "num_updates": self.num_updates}
+        dcp.save(state, checkpoint_id=Path(folder) / LEARNER)
+
+    def load(self, folder: str) -> None:
+        """Continue from what `save` wrote, at this or any other world size."""
+        model, optimizer = get_state_dict(self.policy, self.optimizer)
+        state: dict[str, Any] = {"model": model, "optimizer": optimizer, "num_updates": 0}
+        dcp.load(state, checkpoint_id=Path(folder) / LEARNER)
+        set_state_dict(
+            self.policy, self.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
+        )
+        self.num_updates = state["num_updates"]
+        self.policy.reshard()
+
+    def close(self) -> None:
+        if self._publisher is not None:
+            self._publisher.close()
+        dist.destroy_process_group()
+
+    def _log_probabilities_at_start(self, steps: Sequence[Sequence[Row]]) -> list[list[Tensor | None]]:
+        """The learner's log-probabilities before the first step, where they cannot be had for nothing: from the second
+        step on. None stands for "those of the forward pass itself"."""
+        if self.loss.old_logprobs == "engine":
+            return [[None] * len(rows) for rows in steps]
+        later = [[torch.from_numpy(x).to(self.device) for x in self.logprobs(rows)] for rows in steps[1:]]
+        return [[None] * len(rows) for rows in steps[:1]] + later
+
+    def _forward(self, row: Row) -> Tensor:
+        ids, positions, trained = (self._tensor(x) for x in (row.ids, row.positions, row.trained))
+        return self.policy(ids, positions, row.lengths.tolist(), trained, self.temperature)
+
+    def _backward(self, row: Row, old: Tensor | None, compare: bool) -> tuple[Tensor, Tensor]:
+        """Add the gradient of one row. Returns its SUMS and the largest difference to the engine, float64."""
+        logprobs = self._forward(row)
+        now, engine, fresh = logprobs.detach(), self._tensor(row.engine), self._tensor(row.fresh)
+        start = now if old is None else old
+        losses, held = token_loss(
+            logprobs,
+            engine if self.loss.old_logprobs == "engine" else start,
+            engine,
+            self._tensor(row.advantages),
+            self._tensor(row.trajectory),
+            self.loss,
+        )
+        loss = (losses * self._tensor(row.weights)).sum()
+        (loss * self.config.world_size).backward()
+        difference = (start - engine)[fresh] if compare else engine[:0]
+        sums = (
+            loss,
+            held.sum(),
+            len(now),
+            (~now.isfinite()).sum(),
+            len(difference),
+            difference.abs().sum(),
+            k3(difference).sum(),
+        )
+        found = torch.stack([torch.as_tensor(x, device=self.device).detach().double() for x in sums])
+        return found, difference.abs().max().double() if len(difference) else found.new_zeros(())
+
+    def _step(self, sums: Tensor) -> float:
+        """Clip, check and apply the gradient. Returns its norm before clipping."""
+        total = dict(zip(SUMS, sums.tolist(), strict=True))
+        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
+        grad_norm = full(norm).item()
+        if total["not_finite"] or not np.isfinite([total["loss"], grad_norm]).all():
+            self.optimizer.zero_grad()
+            raise NotFinite(
+                f"update {self.num_updates + 1}: {total['not_finite']:.0f} of {total['trained']:.0f} log-probabilities "
+                f"are not finite, loss {total['loss']:g}, gradient norm {grad_norm:g}"
+            )
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._learning_rate()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.num_updates += 1
+        return grad_norm
+
+    def _learning_rate(self) -> float:
+        """Of the next update."""
+        ramp = (self.num_updates + 1) / self.config.warmup_steps if self.config.warmup_steps else 1.0
+        return self.config.learning_rate * min(1.0, ramp)
+
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.array(array)).to(self.device)
+
+
+def export(checkpoint: str | Path, model_dir: str | Path, out: str | Path) -> None:
+    """A Hugging Face folder with the weights of a checkpoint, in the dtype of the model the run started from.
+
+    Everything else (tokenizer, chat template, generation config) is that model's. Needs no GPU and no running learner.
+    """
+    saved = Path(checkpoint) / LEARNER
+    if not (saved / ".metadata").is_file():
+        raise InputError(f"{checkpoint} is no complete checkpoint: it has no {LEARNER}/.metadata")
+    policy = load_policy(model_dir, chunk=1)
+    dtype = policy.language_model.dtype
+    policy.float()
+    dcp.load({"model": policy.state_dict()}, checkpoint_id=saved)
+    policy.language_model.to(dtype).save_pretrained(out)
+    for file in Path(model_dir).iterdir():
+        is_weights = file.suffix in (".safetensors", ".bin", ".pt", ".pth", ".gguf") or file.name.endswith(
+            ".index.json"
+        )
+        if file.is_file() and not is_weights and not (Path(out) / file.name).exists():
+            shutil.copy(file, Path(out) / file.name)

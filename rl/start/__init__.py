@@ -1,0 +1,1 @@
+"""Starting policies: small models that this project makes itself."""

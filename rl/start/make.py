@@ -1,0 +1,278 @@
+"""The starting policy: a Qwen3 of a million parameters, made here in minutes, that uses a computer well less than half
+of the time, so that reinforcement learning has something to improve.
+
+    scripts ─ rollout (the real one) ─> trajectories ─> tokenizer ─> copying ─> acting ─> a Hugging Face folder
+
+Scripted policies of mixed quality play the training tasks through the same rollout loop, chat format and tools as
+later training, in a sandbox that is a dictionary; so the model sees exactly the tokens it will meet. It learns in two
+stages, because a small model that is shown whole trajectories alone never learns to copy from its context:
+
+    copying   short windows around the two places where a token must be copied (the key into the search, the value
+              into the answer), with all the weight on the copied tokens
+    acting    whole trajectories; most are flawed (they answer without looking or give up), copied tokens weigh more
+
+Tasks come from the training split only.
+"""
+
+import json
+import random
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from sandboxrl.data.builtin import build
+from sandboxrl.data.task import Task
+from sandboxrl.envs.policy.chat import ChatFormat
+from sandboxrl.envs.trajectory import Trajectory
+from sandboxrl.rl.start.config import StartConfig
+from sandboxrl.rl.start.scripts import FLAWS, Player, play_all
+from sandboxrl.rl.start.tokenizer import make_tokenizer
+
+NUM_PROBES = 64
+
+
+def show_start(config: StartConfig, folder: Path) -> Path:
+    """`make_start` with a progress bar."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn())
+    with Progress(*columns) as bars:
+        bar = bars.add_task("starting policy", total=1.0, note="")
+
+        def progress(stage: str, done: float, note: str) -> None:
+            bars.update(bar, description=f"starting policy: {stage}", completed=done, note=note)
+
+        return make_start(config, folder, progress)
+
+
+def make_start(config: StartConfig, folder: Path, progress: Callable[[str, float, str], None]) -> Path:
+    """Make the starting policy in `folder`, which appears only when it is complete. Returns it.
+
+    `progress(stage, done, note)` is told how far along things are, `done` from 0 to 1.
+    """
+    clock = time.monotonic()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(config.threads)
+        progress("tokenizer", 0.0, "")
+        tokenizer = make_tokenizer(config.seed)
+        lessons = make_lessons(config, ChatFormat(tokenizer), lambda done: progress("scripts", 0.1 * done, ""))
+        model = make_model(config, tokenizer)
+        measured = _train(
+            config, model, tokenizer, lessons, lambda stage, done, note: progress(stage, 0.1 + 0.9 * done, note)
+        )
+        model.save_pretrained(unfinished)
+        tokenizer.save_pretrained(unfinished)
+        record = {"config": asdict(config), **measured, "made_in_s": round(time.monotonic() - clock, 1)}
+        (unfinished / "start.json").write_text(json.dumps(record, indent=2) + "\n")
+        unfinished.chmod(0o755)
+        try:
+            unfinished.rename(folder)
+        except OSError:  # another process made the same model meanwhile
+            if not folder.is_dir():
+                raise
+        return folder.resolve()
+    finally:
+        torch.set_num_threads(threads)
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+# ---- lessons
+
+Lesson = tuple[list[int], list[float]]
+"""Token ids and the weight of predicting each of them."""
+
+
+@dataclass(frozen=True)
+class Lessons:
+    copying: list[Lesson]
+    acting: list[Lesson]
+    probes: list[Lesson]
+    """Whole good trajectories of other training tasks: weight 1 on the copied key, 2 on the copied value, else 0."""
+
+
+def make_lessons(config: StartConfig, chat_format: ChatFormat, progress: Callable[[float], None]) -> Lessons:
+    """Every task is played well for `copying` and by a script of mixed quality for `acting`."""
+    rng = random.Random(f"lessons/{config.seed}")
+    tasks = build("tiny", "train", config.num_tasks + NUM_PROBES, config.seed)
+
+    def play(some: Sequence[Task], scripts: Sequence[str]) -> list[tuple[Player, Trajectory]]:
+        players = [Player(chat_format, task, script, rng) for task, script in zip(some, scripts, strict=True)]
+        return list(zip(players, play_all(players), strict=True))
+
+    probes = [acting_lesson(*played, (1.0, 2.0), 0.0) for played in play(tasks[:NUM_PROBES], ["searches"] * NUM_PROBES)]
+    copying: list[Lesson] = []
+    acting: list[Lesson] = []
+    names = ("searches", *FLAWS)
+    shares = (1 - config.flawed, *(config.flawed * share / sum(FLAWS.values()) for share in FLAWS.values()))
+    for start in range(NUM_PROBES, len(tasks), 100):
+        progress(start / len(tasks))
+        some = tasks[start : start + 100]
+        for played in play(some, ["searches"] * len(some)):
+            copying += copying_lessons(*played, config.template_weight)
+        for played in play(some, rng.choices(names, shares, k=len(some))):
+            acting.append(acting_lesson(*played, (config.copied_weight, config.copied_weight), 1.0))
+    return Lessons(copying, acting, probes)
+
+
+def copying_lessons(player: Player, trajectory: Trajectory, template_weight: float) -> list[Lesson]:
+    """For each copying turn, the window from what it copies (the question; the search's result) to its end."""
+    ids, weights = acting_lesson(player, trajectory, (1.0, 1.0), template_weight)
+    opening = player.chat_format.reply_ids("<|im_start|>")[0]
+    question = [position for position, token in enumerate(ids) if token == opening][1]  # the second message
+    lessons = []
+    for turn in player.copying_turns():
+        before = trajectory.turns[turn - 1]
+        window = before.end if turn - 1 in player.copying_turns() else question
+        skipped = trajectory.turns[turn].start - window  # what was said before this turn is not its lesson
+        end = trajectory.turns[turn].end
+        lessons.append((ids[window:end], [0.0] * skipped + weights[window + skipped : end]))
+    return lessons
+
+
+def acting_lesson(
+    player: Player, trajectory: Trajectory, copied_weights: Sequence[float], sampled_weight: float
+) -> Lesson:
+    """The whole trajectory: the weight of sampled tokens, and those of the copied key and the copied value."""
+    assert trajectory.tokens is not None
+    weights = [sampled_weight * mask for mask in trajectory.tokens.mask]
+    for turn, copied_weight in zip(player.copying_turns(), copied_weights, strict=False):
+        for position in copied_positions(player, trajectory, turn):
+            weights[position] = copied_weight
+    return list(trajectory.tokens.ids), weights
+
+
+def copied_positions(player: Player, trajectory: Trajectory, turn: int) -> list[int]:
+    """Where in the trajectory's ids the text stands that a turn copied."""
+    assert trajectory.tokens is not None
+    said = trajectory.turns[turn]
+    first = said.text.rindex(player.copied[turn])
+    last = first + len(player.copied[turn])
+    positions, at = [], 0
+    for position in range(said.start, said.end):
+        behind = at + len(player.chat_format.decode([trajectory.tokens.ids[position]]))
+        if at < last and behind > first:
+            positions.append(position)
+        at = behind
+    return positions
+
+
+# ---- model and training
+
+
+def make_model(config: StartConfig, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
+    torch.manual_seed(config.seed)
+    model = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=len(tokenizer),
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_hidden_layers=config.num_layers,
+            num_attention_heads=config.num_heads,
+            num_key_value_heads=config.num_heads,
+            head_dim=config.head_dim,
+            max_position_embeddings=4096,
+            tie_word_embeddings=True,
+            rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    model.generation_config = GenerationConfig(
+        do_sample=True,
+        temperature=1.0,
+        eos_token_id=[tokenizer.eos_token_id, tokenizer.pad_token_id],
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return model
+
+
+def _train(
+    config: StartConfig,
+    model: Qwen3ForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    lessons: Lessons,
+    progress: Callable[[str, float, str], None],
+) -> dict[str, Any]:
+    """Both stages. Returns what was measured at the end."""
+    matrices, others = [], []
+    for name, parameter in model.named_parameters():
+        (matrices if parameter.dim() > 1 and "embed" not in name else others).append(parameter)
+    optimizers = [
+        torch.optim.Muon(matrices, lr=config.matrix_lr, momentum=0.95, weight_decay=0.01),
+        torch.optim.AdamW(others, lr=config.other_lr, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+    rng = random.Random(f"order/{config.seed}")
+    replay = rng.sample(lessons.copying, len(lessons.copying) // 8)
+    stages = (
+        ("copying", lessons.copying, config.copy_batch, config.copy_steps, 1.0, 0.3),
+        ("acting", lessons.acting + replay, config.act_batch, config.act_steps, config.act_lr_scale, 0.01),
+    )
+    total_steps, done = config.copy_steps + config.act_steps, 0
+    measured: dict[str, Any] = {}
+    for stage, pupils, batch, steps, scale, floor in stages:
+        order: list[Lesson] = []
+        for step in range(steps):
+            if len(order) < batch:
+                order = rng.sample(pupils, len(pupils))
+            rate = scale * min(1.0, (step + 1) / 20) * (floor + (1 - floor) * (1 - step / steps))
+            loss = _step(model, optimizers, (config.matrix_lr * rate, config.other_lr * rate), order[-batch:])
+            del order[-batch:]
+            done += 1
+            if done % 10 == 0:
+                progress(stage, done / total_steps, f"loss {loss:.2f}")
+        key, value = _probe(model, lessons.probes)
+        measured[stage] = {"loss": round(loss, 4), "copies_key": round(key, 3), "copies_value": round(value, 3)}
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    return {"num_parameters": num_parameters, "vocab_size": len(tokenizer), "measured": measured}
+
+
+def _step(
+    model: Any, optimizers: Sequence[torch.optim.Optimizer], rates: Sequence[float], batch: list[Lesson]
+) -> float:
+    """One optimizer step on the weighted mean of the token losses, which it returns."""
+    ids, weights = _collate(batch)
+    targets, weights = ids[:, 1:], weights[:, 1:]
+    counted = weights > 0  # logits only where they count
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden = model.model(ids[:, :-1], use_cache=False).last_hidden_state
+        logits = model.lm_head(hidden[counted])
+    losses = F.cross_entropy(logits.float(), targets[counted], reduction="none")
+    loss = (losses * weights[counted]).sum() / weights.sum()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for optimizer, rate in zip(optimizers, rates, strict=True):
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.step()
+        optimizer.zero_grad()
+    return loss.item()
+
+
+@torch.no_grad()
+def _probe(model: Any, probes: list[Lesson]) -> tuple[float, float]:
+    """Mean probability, when sampling at temperature 1, that the key and the value are copied in full."""
+    ids, kinds = _collate(probes)
+    logits = model(ids[:, :-1], use_cache=False).logits
+    logprobs = -F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view_as(ids[:, 1:])
+    key, value = ((logprobs * (kinds[:, 1:] == kind)).sum(1).exp().mean() for kind in (1, 2))
+    return float(key), float(value)
+
+
+def _collate(batch: Sequence[Lesson]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and weights (batch, longest), padded on the right with id 0 and weight 0."""
+    longest = max(len(ids) for ids, _ in batch)
+    ids = torch.zeros(len(batch), longest, dtype=torch.long)
+    weights = torch.zeros(len(batch), longest)
+    for row, (its_ids, its_weights) in enumerate(batch):
+        ids[row, : len(its_ids)] = torch.tensor(its_ids)
+        weights[row, : len(its_weights)] = torch.tensor(its_weights)
+    return ids, weights

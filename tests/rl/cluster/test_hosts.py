@@ -1,0 +1,141 @@
+"""Sandboxes on another node of a Ray cluster: the same contract, placed by a resource, gone with their user."""
+
+import asyncio
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sandboxrl.envs.sandbox.pool import Pool
+from sandboxrl.envs.sandbox.protocol import BackendUnavailable, FileRefused, SandboxConfig, SandboxDied
+
+pytestmark = pytest.mark.heavy
+ray = pytest.importorskip("ray")
+
+from sandboxrl.rl.cluster.hosts import RESOURCE, RemoteBackend  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A head node that offers no sandbox and a second node that offers three."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster.add_node(num_cpus=1, resources={RESOURCE: 3})
+    ray.init(address=cluster.address, log_to_driver=False)
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def opened() -> RemoteBackend:
+    try:
+        return RemoteBackend.open(SandboxConfig())
+    except BackendUnavailable as error:
+        pytest.skip(str(error))
+
+
+def test_a_remote_sandbox_keeps_the_contract(cluster):
+    async def body():
+        pool = Pool(opened(), warm=1)
+        try:
+            async with pool.sandbox() as box:
+                result = await box.exec("echo out; echo err >&2; exit 3")
+                assert (result.exit_code, result.stdout, result.stderr) == (3, b"out\n", b"err\n")
+                await box.write({"a b.txt": b"\xff\x00"})
+                assert await box.read("a b.txt") == b"\xff\x00"
+                with pytest.raises(FileRefused) as caught:
+                    await box.read("missing")
+                assert caught.value.errno == 2
+                assert (await box.exec("sleep 60", timeout_s=0.3)).timed_out
+                assert [r.stdout for r in await asyncio.gather(*(box.exec(f"echo {n}") for n in range(8)))] == [
+                    b"%d\n" % n for n in range(8)
+                ]
+            assert not box.alive
+            with pytest.raises(SandboxDied):
+                await box.exec("true")
+        finally:
+            await pool.close()
+
+    asyncio.run(body())
+
+
+def test_a_node_gives_no_more_than_it_offers(cluster):
+    async def body():
+        backend = opened()
+        try:
+            boxes = [await backend.start() for _ in range(3)]
+            fourth = asyncio.create_task(backend.start())
+            await asyncio.sleep(0.5)
+            assert not fourth.done(), "the node offers three"
+            await boxes[0].close()
+            assert (await (await fourth).exec("echo in")).stdout == b"in\n"
+        finally:
+            await backend.close()
+
+    asyncio.run(body())
+
+
+def test_a_lost_host_is_the_machines_fault(cluster):
+    async def body():
+        backend = opened()
+        box = await backend.start()
+        ray.kill(backend._hosts[0])
+        with pytest.raises(SandboxDied):
+            await box.exec("true")
+        await box.close()
+        with pytest.raises(SandboxDied):
+            await backend.start()
+        await backend.close()
+
+    asyncio.run(body())
+
+
+USER = """
+import asyncio, sys, ray
+from sandboxrl.rl.cluster.hosts import RemoteBackend
+from sandboxrl.envs.sandbox.protocol import SandboxConfig
+ray.init(address=sys.argv[1], log_to_driver=False)
+async def main():
+    backend = RemoteBackend.open(SandboxConfig())
+    boxes = [await backend.start() for _ in range(2)]
+    for box in boxes:
+        await box.exec("setsid sleep 4321 >/dev/null 2>&1 &")
+    print("held", flush=True)
+    await asyncio.sleep(600)
+asyncio.run(main())
+"""
+
+
+def sleepers() -> int:
+    found = 0
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            found += path.read_bytes() == b"sleep\x004321\x00"
+        except OSError:
+            continue
+    return found
+
+
+def test_a_killed_user_leaves_nothing_on_the_other_node(cluster):
+    user = subprocess.Popen(
+        [sys.executable, "-c", USER, cluster.address], stdout=subprocess.PIPE, cwd=Path(__file__).parents[3]
+    )
+    assert user.stdout is not None and user.stdout.readline() == b"held\n"
+    deadline = time.monotonic() + 10
+    while sleepers() < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert sleepers() == 2
+    user.kill()
+    user.wait()
+    killed = time.monotonic()
+    while sleepers() and time.monotonic() - killed < 2:
+        time.sleep(0.02)
+    assert sleepers() == 0
+
+
+def test_a_cluster_without_sandboxes_says_so(cluster):
+    with pytest.raises(BackendUnavailable, match="no node"):
+        RemoteBackend.open(SandboxConfig(), resource="nowhere")
