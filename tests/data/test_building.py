@@ -140,7 +140,7 @@ def test_a_task_does_not_depend_on_what_stands_around_its_row() -> None:
 
 
 def test_the_same_bytes_in_every_process() -> None:
-    code = "from tests.data.test_context import *\nfor task in build(contexts(25), seed=4): print(task.to_json())"
+    code = "from tests.data.test_building import *\nfor task in build(contexts(25), seed=4): print(task.to_json())"
     outputs = outputs_by_hash_seed(code, ("0", "3", "random"))
     assert len(outputs) == 1
     assert outputs.pop() == "".join(task.to_json() + "\n" for task in build(contexts(25), seed=4))

@@ -7,7 +7,6 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from small_chat import chat_format
 
 from sandboxrl.data.errors import InputError
 from sandboxrl.data.prompt.arms import load_arm
@@ -20,6 +19,7 @@ from sandboxrl.envs.rollout import RolloutLimits, rollout
 from sandboxrl.envs.sandbox.protocol import ANSWER, DOCUMENTS, ExecResult, SandboxDied
 from sandboxrl.envs.tools.tool_set import tool_set
 from sandboxrl.envs.trajectory import StopReason, Trajectory
+from tests.envs.small_chat import chat_format
 
 FORM = chat_format("small hermes")
 ARM = load_arm("paper")

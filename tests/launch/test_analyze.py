@@ -2,9 +2,8 @@
 
 import json
 
-from tests.envs.test_analysis import STEP, SUBMIT, row, trajectory
-
 from sandboxrl.launch.__main__ import main
+from tests.rl.reports.test_analysis import STEP, SUBMIT, row, trajectory
 
 
 def evaluation(folder, *trajectories):

@@ -10,11 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.rl.test_evaluate import needs_bubblewrap
 
 from bench.chaos import ROOT, descendants, num_lines, survivors
 from sandboxrl.rl.evaluation.evaluate import read_results
 from tests.data.test_benchmarks import PUBLISHED
+from tests.rl.evaluation.test_evaluate import needs_bubblewrap
 from tests.rl.tiny import byte_tokenizer, save, tiny_model
 
 pytestmark = [pytest.mark.heavy, pytest.mark.timeout(280)]

@@ -3,13 +3,13 @@
 import json
 
 import pytest
-from tests.envs.test_grading import VERIFIER
-from tests.rl.test_evaluate import needs_bubblewrap
 
 from sandboxrl.launch.__main__ import main
 from sandboxrl.rl.evaluation.evaluate import read_results
 from sandboxrl.rl.evaluation.models import ModelSpec, paper_sampling
 from tests.data.test_benchmarks import ORIGINAL, PUBLISHED
+from tests.envs.grading.test_grading import VERIFIER
+from tests.rl.evaluation.test_evaluate import needs_bubblewrap
 
 PASSES_WHEN = (
     """[ "$(cat answer.txt)" = "{answer}" ] && echo "PASSED t.py::test_x" || echo "FAILED t.py::test_x - no" """

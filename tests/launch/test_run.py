@@ -4,10 +4,9 @@ import asyncio
 import json
 import threading
 
-from tests.rl.test_evaluate import needs_bubblewrap
-
 from sandboxrl.launch.__main__ import main
 from tests.envs.server import Server, error, send
+from tests.rl.evaluation.test_evaluate import needs_bubblewrap
 
 
 def completion(command=None):

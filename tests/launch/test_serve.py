@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.rl.ranks import on_ranks
-from tests.rl.test_evaluate import needs_bubblewrap
 
 from bench.served import benchmark_words, ours, serving
 from sandboxrl.envs.policy.chat import ChatFormat
@@ -17,6 +15,8 @@ from sandboxrl.launch.__main__ import main
 from sandboxrl.rl.config import load_recipe, save_recipe
 from sandboxrl.rl.learner.checkpoint import Checkpoints
 from sandboxrl.rl.learner.config import LearnerConfig
+from tests.rl.evaluation.test_evaluate import needs_bubblewrap
+from tests.rl.learner.ranks import on_ranks
 from tests.rl.tiny import byte_tokenizer, save, tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import DOCKER_IMAGE, why_not
-from small_chat import chat_format
 
 from sandboxrl.data.formats.forms import R2E_PREPARE
 from sandboxrl.data.prompt.arms import load_arm
@@ -26,6 +24,8 @@ from sandboxrl.envs.sandbox.pool import Pool, open_backend
 from sandboxrl.envs.sandbox.protocol import SandboxConfig
 from sandboxrl.envs.tools.tool_set import tool_set
 from sandboxrl.envs.trajectory import StopReason, Trajectory
+from tests.envs.conftest import DOCKER_IMAGE, why_not
+from tests.envs.small_chat import chat_format
 
 FORM = chat_format("small hermes")
 MARK = "XYZZY_4711"

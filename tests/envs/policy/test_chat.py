@@ -7,7 +7,6 @@ import unicodedata
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from small_chat import FORGETS, FORMATS, HERMES, MARKUP, SPECIAL, chat_format, real_tokenizer, small_tokenizer, template
 
 from sandboxrl.data.errors import InputError
 from sandboxrl.envs.policy.chat import ChatFormat, TokenPolicy, split_reasoning
@@ -15,6 +14,17 @@ from sandboxrl.envs.policy.protocol import EngineLost, Sampled
 from sandboxrl.envs.policy.scripted import ScriptedEngine, call, logprob, turns
 from sandboxrl.envs.tools.tool_set import tool_set
 from sandboxrl.envs.trajectory import Observation, ToolCall
+from tests.envs.small_chat import (
+    FORGETS,
+    FORMATS,
+    HERMES,
+    MARKUP,
+    SPECIAL,
+    chat_format,
+    real_tokenizer,
+    small_tokenizer,
+    template,
+)
 
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is in the documents?"}]
 TOOLS = tool_set("paper").schemas()

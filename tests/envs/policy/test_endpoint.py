@@ -8,13 +8,13 @@ import traceback
 from email.utils import formatdate
 
 import pytest
-from server import Server, answer, cut, cut_stream, drip, endless, error, garble, say, send, slam, slow
 
 from sandboxrl.data.errors import InputError
 from sandboxrl.envs.policy.endpoint import EndpointPolicy
 from sandboxrl.envs.policy.protocol import EngineLost, Sampling
 from sandboxrl.envs.tools.tool_set import tool_set
 from sandboxrl.envs.trajectory import Observation, ToolCall
+from tests.envs.server import Server, answer, cut, cut_stream, drip, endless, error, garble, say, send, slam, slow
 
 MESSAGES = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
 TOOLS = tool_set("paper").schemas()

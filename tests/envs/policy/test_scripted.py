@@ -4,7 +4,6 @@ import asyncio
 import errno
 
 import pytest
-from small_chat import chat_format
 
 from sandboxrl.envs.policy.chat import TokenPolicy
 from sandboxrl.envs.policy.scripted import (
@@ -22,6 +21,7 @@ from sandboxrl.envs.sandbox.pool import open_backend
 from sandboxrl.envs.sandbox.protocol import ANSWER, BackendUnavailable, FileRefused, SandboxConfig, SandboxError
 from sandboxrl.envs.tools.tool_set import tool_set
 from sandboxrl.envs.trajectory import Observation
+from tests.envs.small_chat import chat_format
 
 PAPER = tool_set("paper")
 both = pytest.mark.parametrize("name", ["small hermes", "small qwen3_coder"])

@@ -20,7 +20,7 @@ def on_ranks(
 ) -> list[Any]:
     """`work(core, *args)` on every rank, a module-level function of a test file; answers in rank order."""
     context = multiprocessing.get_context("forkserver")  # torch and the rest are imported once, not once per rank
-    context.set_forkserver_preload(["tests.rl.test_learner"])
+    context.set_forkserver_preload(["tests.rl.learner.test_learner"])
     address, answers = f"127.0.0.1:{free_port()}", context.SimpleQueue()
     setup = (address, model, loss or LossConfig())
     processes = [

@@ -10,8 +10,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from tests.rl.ranks import on_ranks
-from tests.rl.test_model import tiny_mixture
 from transformers import AutoModelForCausalLM
 
 from sandboxrl.data.errors import InputError
@@ -21,6 +19,8 @@ from sandboxrl.rl.learner.batch import build_batch
 from sandboxrl.rl.learner.config import LearnerConfig
 from sandboxrl.rl.learner.learner import Learner, NotFinite, export
 from sandboxrl.rl.learner.weights import free_port, full
+from tests.rl.learner.ranks import on_ranks
+from tests.rl.learner.test_model import tiny_mixture
 from tests.rl.tiny import VOCABULARY, tiny_model
 
 FAST = LearnerConfig(device="cpu", learning_rate=1e-3, max_tokens_per_row=128, logprob_chunk=32)

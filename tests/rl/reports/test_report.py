@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sample_run import write_sample_run
 
 from sandboxrl.data.errors import InputError
 from sandboxrl.envs.trajectory import Observation, StopReason, Tokens, ToolCall, Trajectory, Turn
 from sandboxrl.rl.reports import excerpt
 from sandboxrl.rl.reports import page as report
+from tests.rl.reports.sample_run import write_sample_run
 
 OWNED = "document.documentElement.setAttribute('data-owned','yes');alert(1)"
 HOSTILE = (
