@@ -10,8 +10,9 @@ same function serves training, evaluation and a person's single prompt.
 
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from sandboxrl.data.errors import InputError, described
 from sandboxrl.data.prompt.arms import Arm, render
@@ -19,12 +20,19 @@ from sandboxrl.data.task import Task
 from sandboxrl.envs.grading.grader import Grader, GraderFailed, hide_tests
 from sandboxrl.envs.grading.rewards import extract_answer
 from sandboxrl.envs.policy.protocol import Conversation, EngineLost, Policy, Reply
-from sandboxrl.envs.sandbox.pool import Pool
 from sandboxrl.envs.sandbox.protocol import ANSWER, DOCUMENTS, BackendUnavailable, FileRefused, Sandbox, SandboxError
 from sandboxrl.envs.tools.tool_set import ToolSet
 from sandboxrl.envs.trajectory import Observation, StopReason, Trajectory, Turn
 
 ANSWER_BYTES = 1 << 20
+
+
+class SandboxPool(Protocol):
+    """Where sandboxes come from: `envs.sandbox.Pool`, or anything else that hands out one at a time."""
+
+    def sandbox(self, image: str = "") -> AbstractAsyncContextManager[Sandbox]:
+        """A fresh sandbox, closed at the end. Raises SandboxDied, BackendUnavailable."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,27 @@ class RolloutLimits:
                 raise InputError(f"limits.{name} must be above 0, not {getattr(self, name)}")
 
 
+@dataclass(frozen=True)
+class Environment:
+    """What every trajectory of a run or an evaluation needs: built once, used by many at a time."""
+
+    arm: Arm
+    """How a task is put to the policy."""
+    mode: str = "sandbox"
+    """`sandbox` (a computer from `pool`) or `llm` (one reply, no tools)."""
+    limits: RolloutLimits = field(default_factory=RolloutLimits)
+    tools: ToolSet | None = None
+    """What the policy can do in its sandbox; None: nothing (mode `llm`)."""
+    pool: SandboxPool | None = None
+    """Where sandboxes come from; None in mode `llm`."""
+    grader: Grader | None = None
+    """None: nothing is scored."""
+
+    def __post_init__(self) -> None:
+        if self.mode == "sandbox" and (self.pool is None or self.tools is None):
+            raise ValueError("sandbox mode needs a pool and tools")
+
+
 @dataclass
 class _Progress:
     """What has happened so far, kept outside the loop so that a failure or a timeout loses none of it."""
@@ -66,22 +95,16 @@ class _Progress:
 async def rollout(
     task: Task,
     policy: Policy,
-    arm: Arm,
-    mode: str,
-    pool: Pool | None,
-    tools: ToolSet | None,
-    grader: Grader | None,
-    limits: RolloutLimits,
+    environment: Environment,
     seed: int = 0,
     files: Mapping[str, bytes] | None = None,
-    on_turn: Callable[[Turn], None] | None = None,
+    on_turn: Callable[[Turn], None] = lambda turn: None,
     on_end: Callable[[Sandbox], Awaitable[object]] | None = None,
 ) -> Trajectory:
     """One trajectory of `policy` on `task`.
 
-    `mode` is `sandbox` (a computer from `pool`) or `llm` (one reply, no tools). `files` are extra files to put into the
-    sandbox (a person's inputs); `on_turn` sees each turn as it ends; `on_end` is awaited with the sandbox before it
-    closes (a person's artifacts). With `grader=None` nothing is scored. Cancelling the task cancels everything in it.
+    `files` are extra files to put into the sandbox (a person's inputs); `on_turn` sees each turn as it ends; `on_end`
+    is awaited with the sandbox before it closes (a person's artifacts). Cancelling the task cancels everything in it.
     """
     started_s, clock = time.time(), time.monotonic()
     progress = _Progress()
@@ -89,19 +112,19 @@ async def rollout(
         async with AsyncExitStack() as stack:
             sandbox = None
             hidden: dict[str, bytes] = {}
-            if mode == "sandbox":
-                assert pool is not None and tools is not None, "sandbox mode needs a pool and tools"
-                sandbox = await stack.enter_async_context(pool.sandbox(task.image))
+            if environment.mode == "sandbox":
+                assert environment.pool is not None
+                sandbox = await stack.enter_async_context(environment.pool.sandbox(task.image))
                 hidden = await hide_tests(task, sandbox)
                 await _furnish(sandbox, task, files or {})
             try:
-                stop = await _converse(task, policy, arm, mode, sandbox, tools, limits, seed, progress, on_turn)
+                stop = await _converse(task, policy, environment, sandbox, seed, progress, on_turn)
             finally:  # what was made is worth keeping, also when the engine is lost
                 if on_end is not None and sandbox is not None:
                     await on_end(sandbox)
             progress.answer = await _answer(task, sandbox, progress.turns)
-            if grader is not None:
-                progress.score = await grader.grade(task, progress.answer, sandbox, hidden)
+            if environment.grader is not None:
+                progress.score = await environment.grader.grade(task, progress.answer, sandbox, hidden)
     except BackendUnavailable:
         raise  # the input is wrong: no trajectory can run here
     except EngineLost as error:
@@ -114,7 +137,7 @@ async def rollout(
     return Trajectory(
         task_id=task.id,
         source=task.source,
-        mode=mode,
+        mode=environment.mode,
         stop=stop,
         turns=tuple(progress.turns),
         answer=progress.answer,
@@ -132,19 +155,18 @@ async def rollout(
 async def _converse(
     task: Task,
     policy: Policy,
-    arm: Arm,
-    mode: str,
+    environment: Environment,
     sandbox: Sandbox | None,
-    tools: ToolSet | None,
-    limits: RolloutLimits,
     seed: int,
     progress: _Progress,
-    on_turn: Callable[[Turn], None] | None,
+    on_turn: Callable[[Turn], None],
 ) -> StopReason:
     """The dialogue itself: turns are appended to `progress` as they end."""
+    limits, tools = environment.limits, environment.tools
     deadline = time.monotonic() + limits.timeout_s
     schemas = tools.schemas() if sandbox is not None and tools is not None else []
-    conversation = progress.conversation = policy.start(render(task, arm, mode), schemas, seed)
+    messages = render(task, environment.arm, environment.mode)
+    conversation = progress.conversation = policy.start(messages, schemas, seed)
     progress.num_prompt = conversation.num_tokens
 
     while True:
@@ -170,8 +192,7 @@ async def _converse(
             observations = await _act(reply, tools, sandbox, limits.command_timeout_s, deadline)
             turn = replace(turn, observations=observations, tool_s=time.monotonic() - before)
             progress.turns[-1] = turn
-        if on_turn is not None:
-            on_turn(turn)
+        on_turn(turn)
 
         if any(observation.finished for observation in turn.observations):
             return StopReason.FINISHED
@@ -184,7 +205,7 @@ async def _converse(
         turns_left = limits.max_turns - len(progress.turns)
         if turns_left <= 0:
             return StopReason.MAX_TURNS
-        num_environment = conversation.observe(_with_countdown(turn.observations, arm, turns_left))
+        num_environment = conversation.observe(_with_countdown(turn.observations, environment.arm, turns_left))
         progress.turns[-1] = replace(turn, num_environment=num_environment)
 
 

@@ -18,9 +18,10 @@ from sandboxrl.data.prompt.arms import load_arm
 from sandboxrl.envs.grading.grader import Grader, GraderConfig
 from sandboxrl.envs.grading.judge import JudgeConfig, ModelJudge
 from sandboxrl.envs.policy.protocol import Sampling
-from sandboxrl.envs.rollout import RolloutLimits
+from sandboxrl.envs.rollout import Environment, RolloutLimits
 from sandboxrl.envs.sandbox.pool import Pool, open_backend
 from sandboxrl.envs.sandbox.protocol import BACKENDS, NETWORKS, SandboxConfig
+from sandboxrl.envs.tools.tool_set import tool_set
 from sandboxrl.envs.trajectory import Trajectory
 from sandboxrl.rl.evaluation.evaluate import (
     EvaluationStopped,
@@ -189,7 +190,9 @@ async def evaluate(args: argparse.Namespace, selections: list[Selection], folder
         spec = ModelSpec(args.model, args.model_name, sampling(args), args.api_key_env, args.workers, longest)
         tasks = [task for one in selections for task in one.tasks]
         policies = await stack.enter_async_context(open_policies(spec, tasks))
-        sample = Sampler(policies, load_arm(args.arm), pool, grader, limits, args.keep_tokens)
+        arm = load_arm(args.arm)
+        mode, tools = ("sandbox", tool_set(arm.tool_set)) if pool else ("llm", None)
+        sample = Sampler(policies, Environment(arm, mode, limits, tools, pool, grader), args.keep_tokens)
         with Progress(len(todo)) as progress:
             await run_trials(todo, sample, folder, args.parallel, args.attempts, on_end=progress)
 

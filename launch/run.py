@@ -11,7 +11,7 @@ from pathlib import Path
 from sandboxrl.data.errors import InputError
 from sandboxrl.data.prompt.arms import load_arm
 from sandboxrl.data.task import Task
-from sandboxrl.envs.rollout import RolloutLimits, rollout
+from sandboxrl.envs.rollout import Environment, RolloutLimits, rollout
 from sandboxrl.envs.sandbox.artifacts import KEPT_OPEN, Collected, collect, read_inputs
 from sandboxrl.envs.sandbox.pool import Pool, open_backend
 from sandboxrl.envs.sandbox.protocol import BACKENDS, NETWORKS, Sandbox, SandboxConfig
@@ -94,10 +94,9 @@ async def _run(
     try:
         spec = ModelSpec(where, args.model if args.endpoint else "", sampling, args.api_key_env, 1, args.max_tokens)
         async with open_policies(spec) as policies:
-            trajectory = await rollout(
-                task, policies[0], arm, "sandbox", pool, tool_set(arm.tool_set), None, limits, args.seed,
-                files={**KEPT_OPEN, **files}, on_turn=progress, on_end=keep,
-            )  # fmt: skip
+            environment = Environment(arm, limits=limits, tools=tool_set(arm.tool_set), pool=pool)
+            given = {**KEPT_OPEN, **files}
+            trajectory = await rollout(task, policies[0], environment, args.seed, given, on_turn=progress, on_end=keep)
     finally:
         await pool.close()
     notes = {"model": args.model, "endpoint": spec.public_name if args.endpoint else "", "sampling": asdict(sampling)}

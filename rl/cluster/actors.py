@@ -128,7 +128,7 @@ class RayWorkers:
             async with self._places[worker]:
                 handle = self._handles[worker]
                 try:
-                    trajectory = await handle.sample.remote(task, recipe.mode, seed, sampling)
+                    trajectory = await handle.sample.remote(task, seed, sampling)
                 except RayTaskError as error:
                     raise raised("a rollout failed", error) from error
                 except RayError as error:

@@ -10,7 +10,7 @@ from sandboxrl.data.task import Task
 from sandboxrl.envs.grading.grader import Grader, GraderConfig
 from sandboxrl.envs.policy.chat import ChatFormat, TokenPolicy, load_tokenizer
 from sandboxrl.envs.policy.protocol import Sampling
-from sandboxrl.envs.rollout import RolloutLimits, rollout
+from sandboxrl.envs.rollout import Environment, RolloutLimits, rollout
 from sandboxrl.envs.sandbox.pool import Pool, open_backend
 from sandboxrl.envs.sandbox.protocol import SandboxConfig
 from sandboxrl.envs.tools.tool_set import tool_set
@@ -61,7 +61,6 @@ class RolloutWorker:
     async def start(self, version: int = 0) -> None:
         """Load the model as weight version `version` and open the sandboxes. Raises EngineLost, InputError,
         BackendUnavailable."""
-        self._tools = tool_set(self._tool_set or self._arm.tool_set) if self._mode == "sandbox" else None
         tokenizer = load_tokenizer(self._model)
         if self._chat_template:
             tokenizer.chat_template = self._chat_template
@@ -69,17 +68,17 @@ class RolloutWorker:
         self._engine = VllmEngine(self._model, self._engine_config, self._format.stop_ids)
         self._grader = Grader(self._grader_config)
         self._pool = None
+        tools = None
         if self._mode == "sandbox":
+            tools = tool_set(self._tool_set or self._arm.tool_set)
             self._pool = _open_pool(self._sandbox)
             await self._pool.fill()
+        self._environment = Environment(self._arm, self._mode, self._limits, tools, self._pool, self._grader)
         await self._engine.start(version)
 
-    async def sample(self, task: Task, mode: str, seed: int, sampling: Sampling) -> Trajectory:
-        """One trajectory, by `sandboxrl.envs.rollout`. What the machine loses is told by its StopReason."""
-        policy = TokenPolicy(self._engine, self._format, sampling)
-        return await rollout(
-            task, policy, self._arm, mode, self._pool, self._tools, self._grader, self._limits, seed=seed
-        )
+    async def sample(self, task: Task, seed: int, sampling: Sampling) -> Trajectory:
+        """One trajectory, by `envs.rollout`. What the machine loses is told by its StopReason."""
+        return await rollout(task, TokenPolicy(self._engine, self._format, sampling), self._environment, seed)
 
     async def probe(self, sampling: Sampling, num_tokens: int = 16) -> Tokens:
         """A few tokens drawn with the weights of this moment, for the learner to compare log-probabilities."""

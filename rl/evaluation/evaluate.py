@@ -20,13 +20,9 @@ from typing import Any
 
 from sandboxrl.data.benchmarks import Selection
 from sandboxrl.data.errors import InputError
-from sandboxrl.data.prompt.arms import Arm
 from sandboxrl.data.task import Task
-from sandboxrl.envs.grading.grader import Grader
 from sandboxrl.envs.policy.protocol import Policy
-from sandboxrl.envs.rollout import RolloutLimits, rollout
-from sandboxrl.envs.sandbox.pool import Pool
-from sandboxrl.envs.tools.tool_set import tool_set
+from sandboxrl.envs.rollout import Environment, rollout
 from sandboxrl.envs.trajectory import Trajectory
 
 RESULTS, FAILURES, SETTINGS = "results.jsonl", "failures.jsonl", "settings.json"
@@ -203,37 +199,26 @@ def read_results(path: Path) -> list[Trajectory]:
 class Sampler:
     """Samples trials with policies of one model, in this process. Conversations are spread over the policies."""
 
-    def __init__(
-        self,
-        policies: Sequence[Policy],
-        arm: Arm,
-        pool: Pool | None,
-        grader: Grader,
-        limits: RolloutLimits,
-        keep_tokens: bool = False,
-    ) -> None:
-        """The token limits of `limits` give way to those of each trial."""
+    def __init__(self, policies: Sequence[Policy], environment: Environment, keep_tokens: bool = False) -> None:
+        """The mode and the token limits of `environment` give way to those of each trial."""
         self._policies, self._load = policies, [0] * len(policies)
-        self._arm, self._pool, self._grader, self._limits = arm, pool, grader, limits
-        self._tools = tool_set(arm.tool_set)
-        self._keep_tokens = keep_tokens
+        self._environment, self._keep_tokens = environment, keep_tokens
 
     async def __call__(self, trial: Trial) -> Trajectory:
-        limits = replace(self._limits, max_tokens=trial.max_tokens, max_tokens_per_turn=trial.max_tokens)
+        shared = self._environment
+        limits = replace(shared.limits, max_tokens=trial.max_tokens, max_tokens_per_turn=trial.max_tokens)
+        environment = replace(shared, mode=trial.mode, limits=limits)
         i = self._load.index(min(self._load))
         self._load[i] += 1
         try:
-            trajectory = await rollout(
-                trial.task, self._policies[i], self._arm, trial.mode, self._pool, self._tools, self._grader, limits,
-                seed=trial.seed,
-            )  # fmt: skip
+            trajectory = await rollout(trial.task, self._policies[i], environment, trial.seed)
         finally:
             self._load[i] -= 1
         notes = {
             "benchmark": trial.benchmark,
             "repeat": trial.repeat,
             "digest": trial.digest,
-            "arm": self._arm.name,
+            "arm": shared.arm.name,
             "placement": trial.task.placement,
             "gold": trial.task.gold if len(trial.task.gold) <= 1000 else "",
         }

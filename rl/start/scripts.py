@@ -15,7 +15,7 @@ from sandboxrl.data.prompt.arms import load_arm
 from sandboxrl.data.task import Task
 from sandboxrl.envs.policy.chat import ChatFormat, TokenPolicy
 from sandboxrl.envs.policy.scripted import MemorySandbox, ScriptedEngine, call
-from sandboxrl.envs.rollout import RolloutLimits, rollout
+from sandboxrl.envs.rollout import Environment, RolloutLimits, rollout
 from sandboxrl.envs.sandbox.protocol import ANSWER, DOCUMENTS, WORKDIR, ExecResult, Sandbox
 from sandboxrl.envs.tools.tool_set import tool_set
 from sandboxrl.envs.trajectory import Trajectory
@@ -93,9 +93,11 @@ def search_key(task: Task) -> str:
 def play_all(players: Iterable[Player], pool: Any = None) -> list[Trajectory]:
     """The trajectories of the players, in order, ungraded; in the sandboxes of `pool` (None: a Shelf each)."""
 
+    environment = Environment(ARM, limits=LIMITS, tools=TOOLS, pool=pool or _ShelfPool())
+
     async def play(player: Player) -> Trajectory:
         policy = TokenPolicy(ScriptedEngine(player.chat_format, player), player.chat_format)
-        return await rollout(player.task, policy, ARM, "sandbox", pool or _ShelfPool(), TOOLS, None, LIMITS)
+        return await rollout(player.task, policy, environment)
 
     async def run() -> list[Trajectory]:
         return [await play(player) for player in players]

@@ -15,7 +15,7 @@ from sandboxrl.envs.grading.grader import Grader, GraderFailed
 from sandboxrl.envs.policy.chat import TokenPolicy
 from sandboxrl.envs.policy.protocol import EngineLost
 from sandboxrl.envs.policy.scripted import MemorySandbox, ScriptedEngine, call, turns
-from sandboxrl.envs.rollout import RolloutLimits, rollout
+from sandboxrl.envs.rollout import Environment, RolloutLimits, rollout
 from sandboxrl.envs.sandbox.protocol import ANSWER, DOCUMENTS, ExecResult, SandboxDied
 from sandboxrl.envs.tools.tool_set import tool_set
 from sandboxrl.envs.trajectory import StopReason, Trajectory
@@ -57,22 +57,16 @@ class Computers:
             await self.used[-1].close()
 
 
+def environment(pool: Any, grader: Any = None, mode: str = "sandbox", **limits: Any) -> Environment:
+    return Environment(ARM, mode, RolloutLimits(**limits), tool_set("paper"), pool, grader)
+
+
 def play(script: Callable[[str, int], Any], mode: str = "sandbox", task: Task = TASK, **limits: Any) -> Trajectory:
     async def run() -> Trajectory:
         pool, grader = Computers(), Grader()
         policy = TokenPolicy(ScriptedEngine(FORM, script), FORM)
         try:
-            return await rollout(
-                task,
-                policy,
-                ARM,
-                mode,
-                pool,
-                tool_set("paper"),
-                grader,
-                RolloutLimits(**limits),
-                seed=3,  # type: ignore[arg-type]
-            )
+            return await rollout(task, policy, environment(pool, grader, mode, **limits), seed=3)
         finally:
             await grader.close()
             assert all(not box.alive for box in pool.used)
@@ -141,7 +135,7 @@ def test_a_grader_that_fails_gives_no_reward() -> None:
     async def run() -> Trajectory:
         policy = TokenPolicy(ScriptedEngine(FORM, turns(FORM, [FINISH])), FORM)
         pool: Any = Computers()
-        return await rollout(TASK, policy, ARM, "sandbox", pool, tool_set("paper"), Failing(), RolloutLimits())
+        return await rollout(TASK, policy, environment(pool, Failing()))
 
     found = asyncio.run(run())
     assert found.stop == StopReason.GRADER_FAILED and found.reward is None and found.score is None
@@ -157,7 +151,7 @@ def test_documents_are_where_the_prompt_says_and_the_gold_is_not() -> None:
             seen.update(sandbox.files)
 
         pool: Any = Computers()
-        return await rollout(TASK, policy, ARM, "sandbox", pool, tool_set("paper"), None, RolloutLimits(), on_end=look)
+        return await rollout(TASK, policy, environment(pool), on_end=look)
 
     assert asyncio.run(run()).reward is None
     assert seen == {f"{DOCUMENTS}/a.txt": b"the answer is B"}

@@ -19,7 +19,7 @@ from sandboxrl.data.task import Task
 from sandboxrl.envs.grading.grader import Grader, GraderFailed, hide_tests
 from sandboxrl.envs.policy.chat import TokenPolicy
 from sandboxrl.envs.policy.scripted import ScriptedEngine, call, turns
-from sandboxrl.envs.rollout import RolloutLimits, rollout
+from sandboxrl.envs.rollout import Environment, rollout
 from sandboxrl.envs.sandbox.pool import Pool, open_backend
 from sandboxrl.envs.sandbox.protocol import SandboxConfig
 from sandboxrl.envs.tools.tool_set import tool_set
@@ -124,7 +124,7 @@ def play(task: Task, *scripts: list[str]) -> list[Trajectory]:
             for commands in scripts:
                 said = [*(call(FORM, "bash", command=one) for one in commands), call(FORM, "finish")]
                 policy = TokenPolicy(ScriptedEngine(FORM, turns(FORM, said)), FORM)
-                played.append(await rollout(task, policy, arm, "sandbox", pool, tools, grader, RolloutLimits()))
+                played.append(await rollout(task, policy, Environment(arm, tools=tools, pool=pool, grader=grader)))
             return played
         finally:
             await grader.close()

@@ -72,7 +72,7 @@ def worker(cluster):
 
 
 def test_trajectories_are_exact_to_the_token(cluster, worker):
-    found = ray.get([worker.sample.remote(TASK, "sandbox", seed, Sampling()) for seed in range(8)])
+    found = ray.get([worker.sample.remote(TASK, seed, Sampling()) for seed in range(8)])
     for trajectory in found:
         assert trajectory.stop is StopReason.MAX_TURNS, trajectory.error
         assert (trajectory.reward, len(trajectory.turns)) == (0.0, 2)
@@ -81,7 +81,7 @@ def test_trajectories_are_exact_to_the_token(cluster, worker):
         assert {v for v, m in zip(tokens.versions, tokens.mask, strict=True) if m} == {0}
         assert cluster.mismatch(tokens) < 1e-4
     assert len({tuple(trajectory.tokens.ids) for trajectory in found}) == 8
-    again = ray.get(worker.sample.remote(TASK, "sandbox", 3, Sampling()))
+    again = ray.get(worker.sample.remote(TASK, 3, Sampling()))
     assert again.tokens == found[3].tokens
 
 
@@ -100,12 +100,12 @@ def test_new_weights_reach_a_worker_between_two_probes(cluster, worker):
 
 def test_without_a_sandbox(cluster):
     one = cluster.worker("llm")
-    trajectory = ray.get(one.sample.remote(TASK, "llm", 0, Sampling()))
+    trajectory = ray.get(one.sample.remote(TASK, 0, Sampling()))
     assert trajectory.turns and not trajectory.turns[0].observations
     assert not trajectory.stop.machine_fault, trajectory.error
     ray.get(one.stop.remote())
     assert not ray.get(one.healthy.remote())
-    lost = ray.get(one.sample.remote(TASK, "llm", 0, Sampling()))
+    lost = ray.get(one.sample.remote(TASK, 0, Sampling()))
     assert (lost.stop, lost.reward, lost.error) == (StopReason.ENGINE_LOST, None, "EngineLost: the engine was stopped")
     ray.kill(one)
 
@@ -113,7 +113,7 @@ def test_without_a_sandbox(cluster):
 def test_killed_with_trajectories_in_flight_it_leaves_no_process(cluster):
     limits = RolloutLimits(max_turns=50, max_tokens=4096, max_tokens_per_turn=20, timeout_s=60)
     one = cluster.worker("sandbox", limits)
-    running = [one.sample.remote(TASK, "sandbox", seed, Sampling()) for seed in range(6)]
+    running = [one.sample.remote(TASK, seed, Sampling()) for seed in range(6)]
     time.sleep(1.5)
     process = ray.get(one.pid.remote())
     family = descendants(process)

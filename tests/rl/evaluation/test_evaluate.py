@@ -15,7 +15,7 @@ from sandboxrl.data.prompt.arms import load_arm
 from sandboxrl.data.task import Task
 from sandboxrl.envs.grading.grader import Grader
 from sandboxrl.envs.policy.endpoint import EndpointPolicy
-from sandboxrl.envs.rollout import RolloutLimits
+from sandboxrl.envs.rollout import Environment, RolloutLimits
 from sandboxrl.envs.trajectory import StopReason, Trajectory
 from sandboxrl.rl.evaluation.evaluate import (
     FAILURES,
@@ -195,7 +195,9 @@ def test_a_misbehaving_server_costs_rows_and_never_points(tmp_path):
         async with Server(behave) as server:
             policy = EndpointPolicy(server.url, "m", attempts=3, backoff_s=0.001)
             grader, folder = Grader(), ResultFolder(tmp_path, SETTINGS)
-            sampler = Sampler([policy], load_arm("paper"), None, grader, RolloutLimits(timeout_s=20))
+            sampler = Sampler(
+                [policy], Environment(load_arm("paper"), "llm", RolloutLimits(timeout_s=20), grader=grader)
+            )
             try:
                 return await run_trials(trials, sampler, folder, attempts=2, pause_s=0.0)
             finally:

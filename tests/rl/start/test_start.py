@@ -15,7 +15,7 @@ from sandboxrl.data.errors import InputError
 from sandboxrl.envs.grading.grader import Grader, GraderConfig
 from sandboxrl.envs.policy.chat import ChatFormat, TokenPolicy
 from sandboxrl.envs.policy.scripted import ScriptedEngine
-from sandboxrl.envs.rollout import rollout
+from sandboxrl.envs.rollout import Environment, rollout
 from sandboxrl.envs.sandbox.pool import Pool, open_backend
 from sandboxrl.envs.sandbox.protocol import BackendUnavailable, SandboxConfig
 from sandboxrl.envs.trajectory import StopReason
@@ -53,7 +53,7 @@ def test_a_shelf_answers_as_the_real_sandbox_does(chat_format):
             met = []
             for player in in_box:
                 policy = TokenPolicy(ScriptedEngine(chat_format, player), chat_format)
-                met.append(await rollout(player.task, policy, ARM, "sandbox", pool, TOOLS, None, LIMITS))
+                met.append(await rollout(player.task, policy, Environment(ARM, limits=LIMITS, tools=TOOLS, pool=pool)))
             return met
         finally:
             await pool.close()
