@@ -19,6 +19,7 @@ VERBS = {
     "view": "one self-contained page of a run or an evaluation, token by token",
     "data": "build and check task files",
     "explain": "every resolved number of a recipe before a GPU is taken",
+    "check": "which checkpoints of a run are whole: sandboxrl check run RUN",
     "doctor": "what this machine lacks and the line that mends it",
     "image": "build and check the sandbox image",
 }

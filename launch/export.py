@@ -12,7 +12,7 @@ from sandboxrl.rl.engine.config import serve_command
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_dir", metavar="RUN", type=Path, help="a run folder, for example runs/tiny")
-    parser.add_argument("--step", type=int, help="which checkpoint; default: the newest")
+    parser.add_argument("--step", type=int, help="which checkpoint; default: the newest that is whole")
     parser.add_argument("--out", type=Path, required=True, help="folder to write; must not exist yet")
 
 
@@ -26,11 +26,13 @@ def run(args: argparse.Namespace) -> int:
     from sandboxrl.rl.learner.learner import export
     from sandboxrl.rl.run import load_chat_format, model_of_run
 
-    checkpoints = Checkpoints(args.run_dir, keep=0)
+    checkpoints = Checkpoints(args.run_dir)
     steps = checkpoints.steps()
-    step = args.step if args.step is not None else max(steps, default=0)
+    step = args.step if args.step is not None else checkpoints.newest_whole()
     if step not in steps:
         raise InputError(f"{args.run_dir} has no checkpoint of step {step}; there are: {steps or 'none'}")
+    if problem := checkpoints.problem(step):
+        raise InputError(problem)
     model_dir = model_of_run(recipe, args.run_dir)
     parser = load_chat_format(model_dir, recipe).call_format
     export(checkpoints.path(step), model_dir, args.out)

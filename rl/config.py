@@ -68,6 +68,8 @@ class CheckpointConfig:
     """Steps between checkpoints; 0: only the last step."""
     keep: int = 2
     """Newest checkpoints kept; 0: all."""
+    keep_every: int = 0
+    """Checkpoints of steps that are a multiple of this stay as well; 0: none do."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,7 @@ class Recipe:
             ("evaluation.repeats", 1),
             ("checkpoint.every", 0),
             ("checkpoint.keep", 0),
+            ("checkpoint.keep_every", 0),
         ):
             value = operator.attrgetter(key)(self)
             if not value >= low:

@@ -128,9 +128,11 @@ def load_chat_format(model_dir: str, recipe: Recipe) -> ChatFormat:
 
 async def train_run(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
     """Train to the recipe's last step, from the run's last checkpoint; returns `summary.json`."""
-    checkpoints = Checkpoints(recipe.run_dir, recipe.checkpoint.keep)
+    checkpoints = Checkpoints(recipe.run_dir, recipe.checkpoint.keep, recipe.checkpoint.keep_every)
     step, _ = checkpoints.latest()
     log = Log(recipe, step, TokenText(inputs.chat_format))
+    for problem in checkpoints.problems:
+        log.say(f"damaged, so the one before is used: {problem}")
     write_atomic(recipe.run_dir / MODEL_FILE, inputs.model_dir)
     write_atomic(recipe.run_dir / "sandbox.json", json.dumps(inputs.sandbox, indent=2) + "\n")
     write_atomic(recipe.run_dir / COMMITS_FILE, json.dumps(inputs.commits, indent=2) + "\n")

@@ -1,6 +1,7 @@
 """What a run leaves can be taken elsewhere: the exported folder, served by vLLM, answers with a tool call, and is
 measured on all seven benchmarks in both modes."""
 
+import asyncio
 import json
 import urllib.request
 from pathlib import Path
@@ -62,6 +63,14 @@ def save_checkpoint(core: Any, folder: str) -> None:
     core.save(folder)
 
 
+class Saver:
+    def __init__(self, model: str) -> None:
+        self.model = model
+
+    async def save(self, path: str) -> None:
+        on_ranks(save_checkpoint, self.model, LearnerConfig(device="cpu"), args=(path,))
+
+
 @pytest.mark.heavy
 def test_an_exported_run_is_served_and_measured_on_all_benchmarks(tmp_path: Path) -> None:
     """One server for all of it: it takes half a minute to start."""
@@ -70,10 +79,7 @@ def test_an_exported_run_is_served_and_measured_on_all_benchmarks(tmp_path: Path
     run, out = tmp_path / "run", tmp_path / "exported"
     run.mkdir()
     save_recipe(load_recipe(ROOT / "recipes" / "tiny.yaml", [f"model.path={model}"]), run / "recipe.yaml")
-    checkpoint = Checkpoints(run, keep=0).path(1)
-    checkpoint.mkdir(parents=True)
-    on_ranks(save_checkpoint, model, LearnerConfig(device="cpu"), args=(str(checkpoint),))
-    (checkpoint / "trainer.json").write_text(json.dumps({"step": 1, "state": {}}))
+    asyncio.run(Checkpoints(run).save(1, {}, Saver(model)))
     assert main(["export", str(run), "--out", str(out)]) == 0
 
     with serving(out, tmp_path / "serve.log", max_model_len=4096) as url:

@@ -3,15 +3,34 @@
 import asyncio
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import textwrap
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sandboxrl.data.errors import InputError
-from sandboxrl.rl.learner.checkpoint import Checkpoints
+from sandboxrl.launch.__main__ import main
+from sandboxrl.rl.learner.checkpoint import Checkpoints, Damaged, _sealed, lasting, verify
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
+)
+names = st.sampled_from(["trainer.json", "../../etc/passwd", "/dev/zero", "..", "", "a/../../x", "manifest.json"])
+manifests = st.fixed_dictionaries(
+    {
+        "run": json_values,
+        "step": st.just(1) | json_values,
+        "files": json_values
+        | st.dictionaries(names, st.fixed_dictionaries({"bytes": st.integers(), "sha256": st.text()})),
+    }
+)
 
 
 class Writer:
@@ -79,12 +98,137 @@ def test_steps_are_ordered_as_numbers(tmp_path):
     assert checkpoints.latest()[0] == 1_000_000
 
 
-@pytest.mark.parametrize("content", ["", "{", '{"step": 10}', "[]"])
-def test_damage_is_named_with_the_way_out(tmp_path, content):
-    checkpoints = Checkpoints(tmp_path, 2)
-    (save(checkpoints, 10) / "trainer.json").write_text(content)
-    with pytest.raises(InputError, match="step_000010.* is damaged"):
-        checkpoints.latest()
+def flipped(data, position):
+    return data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :]
+
+
+def files_of(folder):
+    return [path for path in sorted(folder.rglob("*")) if path.is_file()]
+
+
+def test_one_flipped_bit_anywhere_is_found_and_the_one_before_is_used(tmp_path):
+    """Every byte of every file, the manifest included."""
+    save(Checkpoints(tmp_path, 0), 10)
+    newest = save(Checkpoints(tmp_path, 0), 20)
+    for file in files_of(newest):
+        whole = file.read_bytes()
+        for position in range(len(whole)):
+            file.write_bytes(flipped(whole, position))
+            assert "step_000020" in Checkpoints(tmp_path, 0).problem(20), (file, position)
+        assert Checkpoints(tmp_path, 0).newest_whole() == 10
+        file.write_bytes(whole)
+    assert Checkpoints(tmp_path, 0).problem(20) == ""
+
+
+def cut_short(folder):
+    file = folder / "learner" / "shard"
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def lose_a_file(folder):
+    (folder / "learner" / "shard").unlink()
+
+
+def lose_the_manifest(folder):
+    (folder / "manifest.json").unlink()
+
+
+def take_the_older_one(folder):
+    shutil.rmtree(folder)
+    shutil.copytree(folder.with_name("step_000010"), folder)
+
+
+def lead_elsewhere(folder):
+    file = folder / "learner" / "shard"
+    file.rename(folder / "elsewhere")
+    file.symlink_to(folder / "elsewhere")
+
+
+def take_another_runs(folder):
+    other = save(Checkpoints(folder.parents[1] / "other", 0), 20)
+    shutil.rmtree(folder)
+    shutil.copytree(other, folder)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (cut_short, "has 6 bytes, 7 were saved"),
+        (lose_a_file, "is missing"),
+        (lose_the_manifest, "not written to its end"),
+        (take_the_older_one, "holds step 10, not step 20"),
+        (lead_elsewhere, "not a plain file"),
+        (take_another_runs, "another run's"),
+    ],
+)
+def test_a_damaged_or_foreign_one_is_set_aside_and_the_one_before_is_used(tmp_path, damage, said):
+    save(Checkpoints(tmp_path, 0), 10)
+    damage(save(Checkpoints(tmp_path, 0), 20))
+    checkpoints = Checkpoints(tmp_path, 0)
+    assert checkpoints.latest() == (10, {"position": 10})
+    (problem,) = checkpoints.problems
+    assert said in problem and "\n" not in problem
+    assert checkpoints.steps() == [10] and (tmp_path / "checkpoints" / "step_000020.damaged").is_dir()
+    save(checkpoints, 20)
+    assert Checkpoints(tmp_path, 0).latest()[0] == 20
+
+
+def test_where_none_is_whole_the_run_does_not_start_over_by_itself(tmp_path):
+    cut_short(save(Checkpoints(tmp_path, 0), 10))
+    with pytest.raises(InputError, match="no checkpoint of .* is whole"):
+        Checkpoints(tmp_path, 0).latest()
+    assert Checkpoints(tmp_path, 0).steps() == [10]
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.binary(max_size=300) | json_values.map(lambda value: json.dumps(value).encode()) | manifests.map(_sealed))
+def test_no_manifest_leads_out_of_its_folder_or_raises_anything_else(content):
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "step_000001"
+        folder.mkdir()
+        (folder / "manifest.json").write_bytes(content)
+        with pytest.raises(Damaged) as told:
+            verify(folder, "", 1)
+        assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("keep", "keep_every", "protected", "left"),
+    [
+        (2, 0, [], [50, 60]),
+        (1, 20, [], [20, 40, 60]),
+        (1, 30, [10], [10, 30, 60]),
+        (0, 30, [], [10, 20, 30, 40, 50, 60]),
+        (2, 0, [70], [50, 60, 70]),
+    ],
+)
+def test_the_last_every_nth_and_protected_ones_last(keep, keep_every, protected, left):
+    assert sorted(lasting([10, 20, 30, 40, 50, 60], keep, keep_every, protected)) == left
+
+
+def test_a_protected_step_stays_until_another_takes_its_place(tmp_path):
+    checkpoints = Checkpoints(tmp_path, 1)
+    save(checkpoints, 10)
+    checkpoints.protect("best", 10)
+    save(checkpoints, 20)
+    save(checkpoints, 30)
+    assert checkpoints.steps() == [10, 30] and Checkpoints(tmp_path).protected() == {"best": 10}
+    checkpoints.protect("best", 30)
+    save(checkpoints, 40)
+    assert checkpoints.steps() == [30, 40]
+
+
+def test_the_verb_says_what_is_whole_and_changes_nothing(tmp_path, capsys):
+    (tmp_path / "recipe.yaml").touch()
+    assert main(["check", "run", str(tmp_path)]) == 0
+    save(Checkpoints(tmp_path, 0), 10)
+    cut_short(save(Checkpoints(tmp_path, 0), 20))
+    before = files_of(tmp_path)
+    capsys.readouterr()
+    assert main(["check", "run", str(tmp_path)]) == 1
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == "step_000010  whole" and "7 were saved" in told[1] and "goes on from step 10" in told[2]
+    assert files_of(tmp_path) == before
 
 
 KILLED = """
@@ -118,14 +262,15 @@ def test_killed_at_any_file_operation_a_complete_checkpoint_is_found(tmp_path):
     """The second save dies at its first, second, third ... operation on the file system until it gets through."""
     script = textwrap.dedent(KILLED)
     found = []
-    for nth in range(1, 60):
+    for nth in range(1, 90):
         run_dir = tmp_path / str(nth)
         code = subprocess.run([sys.executable, "-c", script, str(run_dir), str(nth)], cwd=Path(__file__).parents[3])
         checkpoints = Checkpoints(run_dir, 1)
         step, state = checkpoints.latest()
         assert state == {"at": step}
         for complete in checkpoints.steps():
-            assert sorted(os.listdir(checkpoints.path(complete))) == ["a", "b", "trainer.json"]
+            assert sorted(os.listdir(checkpoints.path(complete))) == ["a", "b", "manifest.json", "trainer.json"]
+            assert checkpoints.problem(complete) == ""
             assert json.loads((checkpoints.path(complete) / "trainer.json").read_text())["step"] == complete
         found.append(step)
         if code.returncode == 0:
