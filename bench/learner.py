@@ -71,7 +71,7 @@ def trajectories(count: int, median: int, seed: int = 0) -> list[Trajectory]:
         length = int(np.clip(rng.lognormal(np.log(median), 0.7), median // 4, median * 5))
         mask = (np.arange(length) % 50 >= 50 * (1 - TRAINED_SHARE)).astype(int)
         ids = rng.integers(0, VOCABULARY, length)
-        tokens = Tokens(ids.tolist(), mask.tolist(), (-10.0 * mask).tolist(), (mask - 1).tolist())
+        tokens = Tokens(ids, mask, -10.0 * mask, mask - 1)
         found.append(Trajectory("t", "s", "sandbox", StopReason.FINISHED, (), reward=float(i % 2), tokens=tokens))
     return found
 

@@ -1,6 +1,6 @@
 """One trajectory: what the policy said, what the computer answered, the exact tokens, why it ended.
 
-Tokens of a trajectory (when the policy is one of our own engines) are one append-only list:
+Tokens of a trajectory (when the policy is one of our own engines) are append-only:
 
     prompt ids | sampled turn 1 | observation 1 | sampled turn 2 | ...
     mask   0   |       1        |       0       |       1        |
@@ -13,6 +13,8 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from sandboxrl.data.task import Task
 
@@ -89,17 +91,39 @@ class Turn:
     tool_s: float = 0.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tokens:
-    """Parallel lists over the whole trajectory, prompt included."""
+    """Parallel arrays over the whole trajectory, prompt included. Made of any sequences of numbers.
 
-    ids: list[int]
-    mask: list[int]
-    """1 on sampled tokens, 0 elsewhere."""
-    logprobs: list[float]
-    """The engine's log-probability of each sampled token at the sampling temperature; 0.0 elsewhere."""
-    versions: list[int]
-    """Weight version that sampled each token; -1 elsewhere."""
+    Arrays, because a step may hold millions of tokens: Python numbers take seconds to send and to pack.
+    """
+
+    ids: np.ndarray
+    """int32 [tokens]."""
+    mask: np.ndarray
+    """int8 [tokens]: 1 on sampled tokens, 0 elsewhere."""
+    logprobs: np.ndarray
+    """float32 [tokens]: the engine's log-probability of each sampled token at the sampling temperature; 0 elsewhere."""
+    versions: np.ndarray
+    """int32 [tokens]: weight version that sampled each token; -1 elsewhere."""
+
+    def __post_init__(self) -> None:
+        for name, kind in (("ids", np.int32), ("mask", np.int8), ("logprobs", np.float32), ("versions", np.int32)):
+            object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=kind))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Tokens) and all(
+            np.array_equal(mine, theirs) for mine, theirs in zip(vars(self).values(), vars(other).values(), strict=True)
+        )
+
+    __hash__ = None  # type: ignore[assignment]  # arrays can change
+
+    @property
+    def num_sampled(self) -> int:
+        return int(self.mask.sum())
+
+    def to_lists(self) -> dict[str, list[Any]]:
+        return {name: array.tolist() for name, array in vars(self).items()}
 
 
 @dataclass(frozen=True)
@@ -139,11 +163,10 @@ class Trajectory:
         return sum(turn.tool_s for turn in self.turns)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; `from_dict` is its inverse. The token lists are this trajectory's own, not copies: copying
-        them one number at a time takes longer than writing them."""
+        """Plain JSON values; `from_dict` is its inverse."""
         row = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         turns = tuple(dataclasses.asdict(turn) for turn in self.turns)
-        return row | {"turns": turns, "tokens": vars(self.tokens).copy() if self.tokens else None}
+        return row | {"turns": turns, "tokens": self.tokens.to_lists() if self.tokens else None}
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> "Trajectory":
@@ -178,7 +201,6 @@ class Group:
 
     def age(self, version: int) -> int:
         """How many updates before `version` its oldest token was sampled; 0 where not one token was (out of time)."""
-        sampled = (
-            v for t in self.trajectories if t.tokens for v, m in zip(t.tokens.versions, t.tokens.mask, strict=True) if m
-        )
-        return version - min(sampled, default=version)
+        sampled = [t.tokens.versions[t.tokens.mask == 1] for t in self.trajectories if t.tokens]
+        oldest = min((int(versions.min()) for versions in sampled if versions.size), default=version)
+        return version - oldest

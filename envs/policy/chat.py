@@ -220,14 +220,17 @@ class TokenConversation:
 
     def __init__(self, policy: TokenPolicy, prompt_ids: list[int], tools: Sequence[Any], seed: int) -> None:
         self._policy, self._tools, self._seed = policy, tools, seed
-        self._tokens = Tokens(prompt_ids, [], [], [])
-        self._append_environment([])
+        self._ids: list[int] = []
+        self._mask: list[int] = []
+        self._logprobs: list[float] = []
+        self._versions: list[int] = []
+        self._append_environment(prompt_ids)
         self._num_replies = 0
         self._unanswered = False
 
     @property
     def num_tokens(self) -> int:
-        return len(self._tokens.ids)
+        return len(self._ids)
 
     async def reply(self, max_tokens: int, timeout_s: float) -> Reply:
         """Sample one turn. `text` is what was said after the reasoning, calls included, without the closing token."""
@@ -236,15 +239,15 @@ class TokenConversation:
         chat_format = self._policy.chat_format
         seed = turn_seed(self._seed, self._num_replies)
         sampled = await self._policy.engine.generate(
-            list(self._tokens.ids), max_tokens, self._policy.sampling, timeout_s, seed
+            list(self._ids), max_tokens, self._policy.sampling, timeout_s, seed
         )
         self._check(sampled)
         start = self.num_tokens
-        prompt_tail = chat_format.decode(self._tokens.ids[-4:])
-        self._tokens.ids.extend(sampled.ids)
-        self._tokens.mask.extend([1] * len(sampled.ids))
-        self._tokens.logprobs.extend(sampled.logprobs)
-        self._tokens.versions.extend(sampled.versions)
+        prompt_tail = chat_format.decode(self._ids[-4:])
+        self._ids += sampled.ids
+        self._mask += [1] * len(sampled.ids)
+        self._logprobs += sampled.logprobs
+        self._versions += sampled.versions
         self._num_replies += 1
         self._unanswered = True
 
@@ -258,7 +261,7 @@ class TokenConversation:
         if not self._unanswered:
             raise RuntimeError("there is no reply to observe")
         chat_format = self._policy.chat_format
-        sampled_ended = self._tokens.ids[-1] == chat_format.end_id
+        sampled_ended = self._ids[-1] == chat_format.end_id
         ids = chat_format.observation_ids(observations, sampled_ended)
         self._append_environment(ids)
         self._unanswered = False
@@ -266,15 +269,13 @@ class TokenConversation:
 
     def tokens(self) -> Tokens:
         """A copy: later turns do not change it."""
-        kept = self._tokens
-        return Tokens(list(kept.ids), list(kept.mask), list(kept.logprobs), list(kept.versions))
+        return Tokens(self._ids, self._mask, self._logprobs, self._versions)  # type: ignore[arg-type]
 
     def _append_environment(self, ids: list[int]) -> None:
-        self._tokens.ids.extend(ids)
-        missing = len(self._tokens.ids) - len(self._tokens.mask)
-        self._tokens.mask.extend([0] * missing)
-        self._tokens.logprobs.extend([0.0] * missing)
-        self._tokens.versions.extend([-1] * missing)
+        self._ids += ids
+        self._mask += [0] * len(ids)
+        self._logprobs += [0.0] * len(ids)
+        self._versions += [-1] * len(ids)
 
     def _check(self, sampled: Sampled) -> None:
         """An engine that breaks its word must not reach the learner."""

@@ -114,7 +114,7 @@ def build_batch(
         advantages=tuple(tuple(s.advantage for s in group) for group in grouped),
         num_informative=sum(informative([one.reward for one in group]) for group in groups),
         num_trajectories=len(samples),
-        num_sampled=sum(sum(s.trajectory.tokens.mask) for s in samples),
+        num_sampled=sum(s.trajectory.tokens.num_sampled for s in samples),
         num_trained=sum(row.trained.size for row in rows),
         num_row_tokens=sum(row.ids.size for row in rows),
     )
@@ -124,7 +124,7 @@ def _samples(number: int, group: Sequence[Trajectory], loss: LossConfig) -> list
     for one in group:
         _check(one)
     group = [replace(one, tokens=_needed(one.tokens)) for one in group]
-    lengths = [sum(one.tokens.mask) for one in group]
+    lengths = [one.tokens.num_sampled for one in group]
     values = advantages([one.reward for one in group], loss.advantage, lengths)
     return [
         _Sample(one, number, value, 0 if loss.overlong == "mask" and one.stop.policy_fault else length)
@@ -135,7 +135,8 @@ def _samples(number: int, group: Sequence[Trajectory], loss: LossConfig) -> list
 def _needed(tokens: Tokens) -> Tokens:
     """Up to the last sampled token. The observation that overran `limits.max_tokens` comes after it: nothing is learned
     from that, and it may be longer than any limit on a row."""
-    end = len(tokens.mask) - tokens.mask[::-1].index(1) if 1 in tokens.mask else len(tokens.mask)
+    sampled = np.flatnonzero(tokens.mask)
+    end = int(sampled[-1]) + 1 if sampled.size else len(tokens.mask)
     return Tokens(tokens.ids[:end], tokens.mask[:end], tokens.logprobs[:end], tokens.versions[:end])
 
 
@@ -150,7 +151,7 @@ def _check(one: Trajectory) -> None:
         raise ValueError(f"{where}: ids, mask, logprobs and versions differ in length or are empty")
     if tokens.mask[0]:
         raise ValueError(f"{where}: its first token is marked as sampled, but nothing predicts it")
-    if not all(math.isfinite(value) for value in tokens.logprobs):
+    if not np.isfinite(tokens.logprobs).all():
         raise ValueError(f"{where}: the engine gave a log-probability that is not finite")
 
 
@@ -210,15 +211,15 @@ def pack(lengths: Sequence[int], max_tokens: int, multiple_of: int = 1) -> list[
 def _row(members: list[tuple[_Sample, float]], version: int) -> Row:
     tokens = [sample.trajectory.tokens for sample, _ in members]
     lengths = np.array([len(one.ids) for one in tokens], dtype=np.int64)
-    trained = np.flatnonzero(np.concatenate([np.asarray(one.mask, dtype=bool) for one in tokens]))
+    trained = np.flatnonzero(np.concatenate([one.mask == 1 for one in tokens]))
     trajectory = np.repeat(np.arange(len(members)), lengths)[trained]
-    versions = np.concatenate([np.asarray(one.versions, dtype=np.int64) for one in tokens])[trained]
+    versions = np.concatenate([one.versions for one in tokens])[trained]
     return Row(
-        ids=np.concatenate([np.asarray(one.ids, dtype=np.int64) for one in tokens]),
+        ids=np.concatenate([one.ids for one in tokens], dtype=np.int64),
         lengths=lengths,
         trained=trained,
         trajectory=trajectory,
-        engine=np.concatenate([np.asarray(one.logprobs, dtype=np.float32) for one in tokens])[trained],
+        engine=np.concatenate([one.logprobs for one in tokens])[trained],
         advantages=np.array([sample.advantage for sample, _ in members], dtype=np.float32)[trajectory],
         weights=np.array([weight for _, weight in members], dtype=np.float32)[trajectory],
         fresh=(versions == version) & (versions >= 0),

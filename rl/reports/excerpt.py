@@ -232,7 +232,7 @@ def _spans(one: Trajectory, text: Any) -> list[dict[str, Any]] | None:
     """
     if one.tokens is None:
         return None
-    tokens, size = one.tokens, len(one.tokens.ids)
+    tokens, size = one.tokens.to_lists(), len(one.tokens.ids)
     if not isinstance(text, list) or len(text) != size:
         text = None
     turns = [(turn.start, turn.end, i) for i, turn in enumerate(one.turns) if turn.start >= 0]
@@ -257,11 +257,11 @@ def _spans(one: Trajectory, text: Any) -> list[dict[str, Any]] | None:
                 "start": start,
                 "omitted": end - start - len(kept),
                 "omitted_at": max(0, min(end, HEAD_TOKENS) - start),
-                "ids": [tokens.ids[i] for i in kept],
+                "ids": [tokens["ids"][i] for i in kept],
                 "text": [str(text[i]) for i in kept] if text else None,
-                "mask": [tokens.mask[i] for i in kept],
-                "logprobs": [round(tokens.logprobs[i], 4) if tokens.mask[i] else 0 for i in kept],
-                "versions": [tokens.versions[i] for i in kept],
+                "mask": [tokens["mask"][i] for i in kept],
+                "logprobs": [round(tokens["logprobs"][i], 4) if tokens["mask"][i] else 0 for i in kept],
+                "versions": [tokens["versions"][i] for i in kept],
             }
         )
     return spans

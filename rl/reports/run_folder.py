@@ -188,7 +188,7 @@ class Log:
         """JSON of a trajectory with the text of each token, for the page that shows them one by one."""
         row = trajectory.to_dict()
         if trajectory.tokens:
-            row["token_text"] = [self.token_text(i) for i in trajectory.tokens.ids]
+            row["token_text"] = [self.token_text(i) for i in trajectory.tokens.ids.tolist()]
         return row
 
     def _wall(self) -> float:

@@ -144,11 +144,11 @@ def acting_lesson(
 ) -> Lesson:
     """The whole trajectory: the weight of sampled tokens, and those of the copied key and the copied value."""
     assert trajectory.tokens is not None
-    weights = [sampled_weight * mask for mask in trajectory.tokens.mask]
+    weights = [sampled_weight * mask for mask in trajectory.tokens.mask.tolist()]
     for turn, copied_weight in zip(player.copying_turns(), copied_weights, strict=False):
         for position in copied_positions(player, trajectory, turn):
             weights[position] = copied_weight
-    return list(trajectory.tokens.ids), weights
+    return trajectory.tokens.ids.tolist(), weights
 
 
 def copied_positions(player: Player, trajectory: Trajectory, turn: int) -> list[int]:
@@ -159,7 +159,7 @@ def copied_positions(player: Player, trajectory: Trajectory, turn: int) -> list[
     last = first + len(player.copied[turn])
     positions, at = [], 0
     for position in range(said.start, said.end):
-        behind = at + len(player.chat_format.decode([trajectory.tokens.ids[position]]))
+        behind = at + len(player.chat_format.decode([int(trajectory.tokens.ids[position])]))
         if at < last and behind > first:
             positions.append(position)
         at = behind

@@ -65,7 +65,7 @@ def make_tokenizer(seed: int) -> PreTrainedTokenizerFast:
     spelling = ChatFormat(_wrap(_new_bpe()))
     rng = random.Random(seed)
     players = [Player(spelling, task, "searches", rng) for task in build("tiny", "train", 200, seed)]
-    texts = [spelling.decode(trajectory.tokens.ids) for trajectory in play_all(players) if trajectory.tokens]
+    texts = [spelling.decode(trajectory.tokens.ids.tolist()) for trajectory in play_all(players) if trajectory.tokens]
     markers = re.compile("|".join(map(re.escape, SPECIAL + ADDED)))
     corpus = [piece for text in texts for piece in markers.split(text)]
     corpus += [*KEYS, *NOTE_WORDS] * 200  # bare, and often enough that each becomes one token

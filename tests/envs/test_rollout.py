@@ -106,7 +106,7 @@ def test_each_ending_has_its_reason_and_its_reward(name: str) -> None:
         assert sum(found.tokens.mask) == found.num_sampled
         assert len(found.tokens.ids) == found.num_prompt + found.num_sampled + found.num_environment
         for turn in found.turns:
-            assert found.tokens.mask[turn.start : turn.end] == [1] * turn.num_sampled
+            assert found.tokens.mask[turn.start : turn.end].tolist() == [1] * turn.num_sampled
 
 
 def test_a_limit_takes_the_reward_and_not_the_score() -> None:

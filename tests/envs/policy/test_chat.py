@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import unicodedata
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -95,7 +96,7 @@ def test_prompts_only_grow_and_every_sampled_token_is_kept_once(name, data):
             expected, mask = expected + ids, mask + [1] * len(ids)
             shown = data.draw(observations())
             num_environment = talk.observe(shown)
-            kept = talk.tokens().ids
+            kept = talk.tokens().ids.tolist()
             assert kept[: len(expected)] == expected
             environment = kept[len(expected) :]
             assert len(environment) == num_environment > 0
@@ -106,10 +107,11 @@ def test_prompts_only_grow_and_every_sampled_token_is_kept_once(name, data):
         return talk.tokens(), mask
 
     tokens, mask = asyncio.run(talk())
-    assert tokens.mask == mask
+    assert tokens.mask.tolist() == mask
     assert sum(mask) == sum(map(len, drawn))
     assert [index for index, one in zip(tokens.ids, mask, strict=True) if one] == [i for ids in drawn for i in ids]
-    assert tokens.logprobs == [logprob(i) if one else 0.0 for i, one in zip(tokens.ids, mask, strict=True)]
+    drawn_with = [logprob(i) if one else 0.0 for i, one in zip(tokens.ids.tolist(), mask, strict=True)]
+    assert tokens.logprobs.tolist() == np.float32(drawn_with).tolist()
     versions = [turn for turn, ids in enumerate(drawn) for _ in ids]
     assert [version for version in tokens.versions if version != -1] == versions
     assert all((version == -1) == (one == 0) for version, one in zip(tokens.versions, mask, strict=True))
@@ -155,7 +157,7 @@ def test_appending_gives_the_ids_of_the_whole_rendered_conversation(name):
         for shown in answers:
             await talk.reply(100, 1.0)
             talk.observe(shown)
-        return talk.tokens().ids
+        return talk.tokens().ids.tolist()
 
     messages = list(MESSAGES)
     for text, shown in zip(said, answers, strict=True):

@@ -165,7 +165,7 @@ def test_a_pad_or_end_token_inside_a_trajectory_is_a_token_like_any_other():
         ids = [*one.tokens.ids[:3], token, *one.tokens.ids[4:]]
         changed = dataclasses.replace(one, tokens=dataclasses.replace(one.tokens, ids=ids))
         batch = build_batch([[changed, two]], LossConfig(), LearnerConfig(), version=0)
-        assert batch.minibatches[0][0][0].ids.tolist() == ids + two.tokens.ids
+        assert batch.minibatches[0][0][0].ids.tolist() == [*ids, *two.tokens.ids]
         assert batch.num_trained == 6
 
 

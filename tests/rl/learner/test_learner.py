@@ -218,7 +218,7 @@ def test_mismatch_is_what_the_engine_is_off_and_leaves_out_stale_tokens(tied, le
     groups = make_groups(tied)
     assert learner().update(batch_for(learner(), groups))["mismatch/logprob_max"] < 1e-4
     first = groups[0][0].tokens
-    where = first.mask.index(1)
+    where = first.mask.tolist().index(1)
     off = [x + 0.25 * (i == where) for i, x in enumerate(first.logprobs)]
     groups[0][0] = dataclasses.replace(groups[0][0], tokens=dataclasses.replace(first, logprobs=off))
     core = learner()
