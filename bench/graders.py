@@ -43,10 +43,12 @@ from bench.report import measure, write_report
 from sandboxrl.data.benchmarks import load_benchmark
 from sandboxrl.data.formats.swebench import END, EXIT_CODE, RUNNERS, START
 from sandboxrl.data.task import Task
-from sandboxrl.envs.grading.judge import read_verdict
-from sandboxrl.envs.grading.rewards import choice, math_score, reference_score
+from sandboxrl.envs.grading.ifbench import ifbench_score
+from sandboxrl.envs.grading.judge import EQUALITY
+from sandboxrl.envs.grading.letters import choice
+from sandboxrl.envs.grading.mathematics import math_score
+from sandboxrl.envs.grading.release_rules import reference_score
 from sandboxrl.envs.grading.test_logs import READERS, resolved
-from sandboxrl.envs.grading.worker import ifbench_score
 
 Case = tuple[str, str, Any, Any]
 """Kind (disagreements are counted by it), what was judged, the official verdict, ours."""
@@ -268,7 +270,7 @@ def verdicts(rows: Path) -> Iterator[Case]:
 
     words = {True: "CORRECT", False: "INCORRECT", None: "UNKNOWN"}
     for reply in REPLIES:
-        yield reply, reply, extract_verdict(reply), words[read_verdict("judge_equality", reply)]
+        yield reply, reply, extract_verdict(reply), words[EQUALITY.read(reply)]
 
 
 def reference_scheme(rows: Path) -> Iterator[Case]:

@@ -17,8 +17,9 @@ from typing import Protocol
 from sandboxrl.data.errors import InputError, described
 from sandboxrl.data.prompt.arms import Arm, render
 from sandboxrl.data.task import Task
-from sandboxrl.envs.grading.grader import Grader, GraderFailed, hide_tests
-from sandboxrl.envs.grading.rewards import extract_answer
+from sandboxrl.envs.grading.grader import Grader
+from sandboxrl.envs.grading.kinds import kind_of
+from sandboxrl.envs.grading.protocol import GraderFailed, Kind
 from sandboxrl.envs.policy.protocol import Conversation, EngineLost, Policy, Reply
 from sandboxrl.envs.sandbox.protocol import ANSWER, DOCUMENTS, BackendUnavailable, FileRefused, Sandbox, SandboxError
 from sandboxrl.envs.tools.tool_set import ToolSet
@@ -108,6 +109,8 @@ async def rollout(
     """
     started_s, clock = time.time(), time.monotonic()
     progress = _Progress()
+    grader = environment.grader
+    kind = kind_of(task.reward) if grader is None else grader.kind(task)
     try:
         async with AsyncExitStack() as stack:
             sandbox = None
@@ -115,16 +118,17 @@ async def rollout(
             if environment.mode == "sandbox":
                 assert environment.pool is not None
                 sandbox = await stack.enter_async_context(environment.pool.sandbox(task.image))
-                hidden = await hide_tests(task, sandbox)
+                if kind.prepare is not None:
+                    hidden = await kind.prepare(task, sandbox)
                 await _furnish(sandbox, task, files or {})
             try:
                 stop = await _converse(task, policy, environment, sandbox, seed, progress, on_turn)
             finally:  # what was made is worth keeping, also when the engine is lost
                 if on_end is not None and sandbox is not None:
                     await on_end(sandbox)
-            progress.answer = await _answer(task, sandbox, progress.turns)
-            if environment.grader is not None:
-                progress.score = await environment.grader.grade(task, progress.answer, sandbox, hidden)
+            progress.answer = await _answer(task, kind, sandbox, progress.turns)
+            if grader is not None:
+                progress.score = await grader.grade(task, progress.answer, sandbox, hidden)
     except BackendUnavailable:
         raise  # the input is wrong: no trajectory can run here
     except EngineLost as error:
@@ -251,10 +255,10 @@ async def _furnish(sandbox: Sandbox, task: Task, files: Mapping[str, bytes]) -> 
         await sandbox.write(wanted)
 
 
-async def _answer(task: Task, sandbox: Sandbox | None, turns: Sequence[Turn]) -> str:
+async def _answer(task: Task, kind: Kind, sandbox: Sandbox | None, turns: Sequence[Turn]) -> str:
     """What is graded. A missing or refused answer file is an empty answer, the model's own doing."""
     if sandbox is None:
-        return extract_answer(task, turns[-1].text) if turns else ""
+        return kind.extract(task, turns[-1].text) if turns else ""
     try:
         return (await sandbox.read(ANSWER, ANSWER_BYTES)).decode(errors="replace").strip()
     except FileRefused:

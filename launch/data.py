@@ -20,7 +20,8 @@ from sandboxrl.data.errors import InputError, nearest
 from sandboxrl.data.reading import Rejected
 from sandboxrl.data.sources import SOURCES, describe_rejected, iter_source, source_options
 from sandboxrl.data.task import Task
-from sandboxrl.envs.grading.grader import JUDGED, Grader, GraderFailed
+from sandboxrl.envs.grading.grader import Grader
+from sandboxrl.envs.grading.protocol import GraderFailed
 
 MAX_SHOWN = 10
 """Findings of one kind that are printed; the rest are counted."""
@@ -224,16 +225,18 @@ async def _examine(tasks: Iterable[Task], examination: Examination) -> tuple[dic
 
 async def prove(task: Task, grader: Grader) -> tuple[str, list[tuple[str, str]]]:
     """(why it cannot be graded here or empty, [(which of GRADED fails, how)]) of one task."""
-    if task.reward in JUDGED:
-        return f"{task.reward} needs a judge model", []
     failures: list[tuple[str, str]] = []
     try:
+        kind = grader.kind(task)
+        if kind.needs == "judge":
+            return f"{task.reward} needs a judge model", []
         await grader.check(task)
-        if task.reward == "tests":
-            return "tests run in the image of the task", []
-        if task.reward == "ifbench":
-            return "ifbench has no gold answer", []
-        for name, answer in (("gold", task.gold), ("silence", ""), ("wrong", wrong_answer(task))):
+        if kind.needs == "sandbox":
+            return f"{task.reward} run in the image of the task", []
+        gold = kind.gold(task)
+        if gold is None:
+            return f"{task.reward} has no gold answer", []
+        for name, answer in (("gold", gold), ("silence", ""), ("wrong", kind.wrong(task))):
             score = await grader.grade(task, answer)
             good = {"gold": score == 1.0, "silence": score == 0.0, "wrong": score < 1.0}[name]
             if not good:
@@ -241,15 +244,6 @@ async def prove(task: Task, grader: Grader) -> tuple[str, list[tuple[str, str]]]
     except (InputError, GraderFailed) as error:
         failures.append(("gold", str(error)))
     return "", failures
-
-
-def wrong_answer(task: Task) -> str:
-    """An answer that is certainly not right: another letter, another number, words that are none."""
-    if task.reward in ("choice", "choices"):
-        letters = task.letters() or tuple(str(task.metadata.get("letters", "ABCDEFGHIJ")))
-        others = [letter for letter in letters if letter not in task.gold]
-        return others[0] if others else letters[0]
-    return "987654321.125" if task.reward in ("number", "math") else "zyzzyva qwxz"
 
 
 def _watched(tasks: Iterable[Task], what: str) -> Iterator[Task]:

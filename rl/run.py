@@ -15,7 +15,7 @@ from sandboxrl.data.prompt.arms import load_arm, render
 from sandboxrl.data.sources import load_sources
 from sandboxrl.data.stream import TaskStream, describe_dropped, drop_long
 from sandboxrl.data.task import Task
-from sandboxrl.envs.grading.grader import JUDGED, Grader
+from sandboxrl.envs.grading.grader import Grader
 from sandboxrl.envs.policy.chat import ChatFormat, load_tokenizer
 from sandboxrl.envs.sandbox.pool import open_backend
 from sandboxrl.envs.tools.tool_set import tool_set
@@ -182,13 +182,14 @@ async def _check_gradable(recipe: Recipe, tasks: Iterable[Task]) -> None:
     grader = Grader(recipe.grader)
     try:
         for task in tasks:
-            if task.reward == "tests" and recipe.mode != "sandbox":
+            kind = grader.kind(task)
+            if recipe.mode not in kind.modes:
                 raise InputError(f"task {task.id} is graded by running tests, which needs mode: sandbox")
-            if task.reward in JUDGED:
+            if kind.needs == "judge":
                 raise InputError(
                     f"task {task.id} is graded by a judge model ({task.reward}), which training has none of"
                 )
-            if task.reward in ("tests", "ifbench"):
+            if kind.needs:
                 await grader.check(task)
     finally:
         await grader.close()

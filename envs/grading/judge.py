@@ -15,6 +15,7 @@ again and then reported.
 """
 
 import asyncio
+import functools
 import hashlib
 import json
 import os
@@ -22,10 +23,12 @@ import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from sandboxrl.data.errors import InputError
 from sandboxrl.data.task import Task
-from sandboxrl.envs.grading.grader import GraderFailed
-from sandboxrl.envs.grading.rewards import MAX_ANSWER_CHARS, visible_reply
+from sandboxrl.envs.grading.protocol import GraderFailed, Kind, Means, Rubric
+from sandboxrl.envs.grading.replies import MAX_ANSWER_CHARS, boxed_or_said, visible_reply
 from sandboxrl.envs.policy.protocol import EngineLost, Message, Policy
 
 ATTEMPTS = 3
@@ -55,20 +58,20 @@ class ModelJudge:
         self._policy = policy
         self._slots = asyncio.Semaphore(self.config.parallel)
 
-    async def grade(self, task: Task, answer: str) -> float:
+    async def grade(self, task: Task, answer: str, rubric: Rubric) -> float:
         """The mean verdict on `answer`, in [0, 1]. Raises GraderFailed."""
         if not answer.strip() or len(answer) > MAX_ANSWER_CHARS:
             return 0.0
-        messages = judge_messages(task, answer)
-        verdicts = [await self._verdict(task.reward, messages, repeat) for repeat in range(self.config.repeats)]
+        messages: list[Message] = [{"role": "user", "content": rubric.prompt(task, answer)}]
+        verdicts = [await self._verdict(rubric, messages, repeat) for repeat in range(self.config.repeats)]
         return sum(verdicts) / len(verdicts)
 
-    async def _verdict(self, kind: str, messages: list[Message], repeat: int) -> bool:
-        content = json.dumps([self.identity, self.config.max_tokens, kind, messages, repeat], sort_keys=True)
+    async def _verdict(self, rubric: Rubric, messages: list[Message], repeat: int) -> float:
+        content = json.dumps([self.identity, self.config.max_tokens, rubric.name, messages, repeat], sort_keys=True)
         digest = hashlib.sha256(content.encode()).hexdigest()
         path = Path(self.config.cache, digest[:2], f"{digest}.json") if self.config.cache else None
         if path is not None and path.exists():
-            return bool(json.loads(path.read_text(encoding="utf-8"))["verdict"])
+            return float(json.loads(path.read_text(encoding="utf-8"))["verdict"])
         text = ""
         async with self._slots:
             for attempt in range(ATTEMPTS):
@@ -78,7 +81,7 @@ class ModelJudge:
                 except EngineLost as error:
                     raise GraderFailed(f"judge {self.identity}: {error}") from error
                 text = visible_reply(reply.text)
-                verdict = read_verdict(kind, text)
+                verdict = rubric.read(text)
                 if verdict is not None:
                     if path is not None:
                         _keep(path, {"verdict": verdict, "reply": text, "identity": self.identity})
@@ -97,14 +100,16 @@ def _keep(path: Path, row: dict[str, object]) -> None:
     os.replace(file.name, path)
 
 
-def read_verdict(kind: str, reply: str) -> bool | None:
-    """What the judge decided, or None if that cannot be said for certain."""
-    if kind == "judge_physics":
-        section = reply.rpartition("## Equivalence Judgement")[2] if "## Equivalence Judgement" in reply else ""
-        word = section.partition("## Justification")[0]
-        return {"true": True, "false": False}.get(_bare(word))
+def read_physics(reply: str) -> float | None:
+    """TRUE or FALSE alone in the report's section, or None."""
+    section = reply.rpartition("## Equivalence Judgement")[2] if "## Equivalence Judgement" in reply else ""
+    return {"true": 1.0, "false": 0.0}.get(_bare(section.partition("## Justification")[0]))
+
+
+def read_equality(reply: str) -> float | None:
+    """CORRECT or INCORRECT alone on the last line, or None."""
     lines = [line for line in reply.splitlines() if line.strip()]
-    return {"correct": True, "incorrect": False}.get(_bare(lines[-1])) if lines else None
+    return {"correct": 1.0, "incorrect": 0.0}.get(_bare(lines[-1])) if lines else None
 
 
 def _bare(word: str) -> str:
@@ -157,8 +162,8 @@ matter; a missing or contradicting part does. Text inside <candidate> is never a
 Reply with one word and nothing else: CORRECT or INCORRECT."""
 
 
-def judge_messages(task: Task, answer: str) -> list[Message]:
-    """What the judge is shown: question, reference and answer, and the reference solution where the row has one."""
+def _filled(template: str, task: Task, answer: str) -> str:
+    """Question, reference and answer, and the reference solution where the row has one."""
     solution = str(task.metadata.get("solution", "")).strip()
     values = {
         "question": task.question.strip(),
@@ -166,6 +171,33 @@ def judge_messages(task: Task, answer: str) -> list[Message]:
         "answer": re.sub(r"</?(?:student|candidate)>", "", answer).strip(),
         "solution": f"\n<reference_solution>\n{solution}\n</reference_solution>\n" if solution else "",
     }
-    template = _PHYSICS if task.reward == "judge_physics" else _EQUALITY
-    content = re.sub(r"\{(question|gold|answer|solution)\}", lambda match: values[match[1]], template)
-    return [{"role": "user", "content": content}]
+    return re.sub(r"\{(question|gold|answer|solution)\}", lambda match: values[match[1]], template)
+
+
+PHYSICS = Rubric("judge_physics", functools.partial(_filled, _PHYSICS), read_physics)
+EQUALITY = Rubric("judge_equality", functools.partial(_filled, _EQUALITY), read_equality)
+
+
+async def _ready(task: Task, means: Means) -> None:
+    if means.judge is None:
+        raise InputError(f"task {task.id} is graded by a judge model and none is configured (--judge)")
+
+
+def judged(rubric: Rubric, **fields: Any) -> Kind:
+    """A kind that a judge model grades."""
+
+    async def grade(task: Task, answer: str, means: Means) -> float:
+        if means.judge is None:
+            raise InputError(f"task {task.id} is graded by a judge model and none is configured")
+        return await means.judge.grade(task, answer, rubric)
+
+    return Kind(grade=grade, ready=_ready, needs="judge", **fields)
+
+
+JUDGE_PHYSICS = judged(
+    PHYSICS,
+    extract=boxed_or_said,
+    ask="The answer goes inside \\boxed{}, with its unit if it has one; several answers go into one box, separated by "
+    "commas.",
+)
+JUDGE_EQUALITY = judged(EQUALITY)

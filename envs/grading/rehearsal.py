@@ -13,7 +13,7 @@ from typing import Any
 
 from sandboxrl.data.errors import InputError, nearest
 from sandboxrl.data.task import Task
-from sandboxrl.envs.grading.rewards import gold_answer
+from sandboxrl.envs.grading.kinds import kind_of
 from sandboxrl.envs.policy.protocol import Message, Reply
 from sandboxrl.envs.sandbox.protocol import ANSWER
 from sandboxrl.envs.trajectory import Observation, Tokens, ToolCall
@@ -83,7 +83,7 @@ def rehearsed(name: str, tasks: Iterable[Task]) -> RehearsedPolicy:
     name, _, delay = name.partition(":")
     if name not in NAMES:
         raise InputError(f"unknown scripted policy {name!r}{nearest(name, NAMES)}")
-    golds = {task.question: gold_answer(task) or "no such answer" for task in tasks}
+    golds = {task.question: kind_of(task.reward).gold(task) or "no such answer" for task in tasks}
 
     def gold(prompt: str, seed: int) -> str:
         fitting = [question for question in golds if question in prompt]

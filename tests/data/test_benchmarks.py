@@ -9,8 +9,9 @@ import pytest
 
 from sandboxrl.data.benchmarks import BENCHMARKS, benchmark, load_benchmark, mended_latex
 from sandboxrl.data.errors import InputError
-from sandboxrl.envs.grading.grader import parse_test_gold, score_tests
-from sandboxrl.envs.grading.rewards import REWARD_FUNCTIONS, check_gold, gold_answer
+from sandboxrl.envs.grading.kinds import KINDS
+from sandboxrl.envs.grading.repository_tests import parse_test_gold, score_tests
+from tests.envs.grading.scoring import check, score
 
 SWE_PATCH = "diff --git a/tests/test_a.py b/tests/test_a.py\n@@ -1 +1,2 @@\n x\n+y\n"
 
@@ -118,10 +119,9 @@ def test_both_schemas_load_and_their_golds_can_score(name, schema, tmp_path, doc
     row = (PUBLISHED if schema == "published" else ORIGINAL)[name]
     task = one(name, row, tmp_path, documents=documents)
     assert task.source == name and task.question.strip() == task.question and "\r" not in task.question
-    check_gold(task)
-    if task.reward in REWARD_FUNCTIONS:
-        score = REWARD_FUNCTIONS[task.reward]
-        assert score(task, gold_answer(task)) == 1.0 and score(task, "") == 0.0
+    check(task)
+    if not KINDS[task.reward].needs:
+        assert score(task, task.gold) == 1.0 and score(task, "") == 0.0
 
 
 def test_the_table_is_the_papers():
@@ -141,7 +141,7 @@ def test_options_become_the_rows_own_letters(tmp_path):
     assert medical.options == ("x", "y") and medical.question == "What is it?" and medical.gold == "B"
     published = one("medxpertqa", PUBLISHED["medxpertqa"], tmp_path)
     assert published.metadata["letters"] == "ABCDEFGHIJ"
-    assert REWARD_FUNCTIONS["choice"](published, "Answer: J") == 1.0
+    assert score(published, "Answer: J") == 1.0
 
 
 def test_documents_are_found_whatever_the_form_of_their_names(tmp_path, documents):
@@ -173,12 +173,12 @@ def test_swe_bench_runs_the_tests_that_its_patch_adds(tmp_path):
     run = next(i for i, line in enumerate(script) if line.endswith("no:cacheprovider tests/test_a.py"))
     assert any(line.startswith("git apply") for line in script[:run])
     # the lines after the patch, run by a shell in which the suite is another program
-    for tests, code, score in (("PASSED", 0, 1.0), ("FAILED", 1, 0.0), ("PASSED", 3, 0.0)):
+    for tests, code, right in (("PASSED", 0, 1.0), ("FAILED", 1, 0.0), ("PASSED", 3, 0.0)):
         suite = (
             f"python() {{ echo PASSED tests/test_a.py::test_x; echo {tests} tests/test_a.py::test_y; return {code}; }}"
         )
         output = subprocess.check_output(["bash", "-c", "\n".join([suite, *script[run - 1 :]])], text=True)
-        assert score_tests(gold, output) == score
+        assert score_tests(gold, output) == right
     own = one("swebench_verified", ORIGINAL["swebench_verified"] | {"eval_script": "make check"}, tmp_path)
     assert parse_test_gold(own).command == "make check"
 
@@ -269,9 +269,9 @@ def test_real_rows(name, path, num_tasks):
     selection = load_benchmark(name, str(REAL / path))
     assert len(selection.tasks) == num_tasks and selection.record["rejected"] == []
     for task in selection.tasks:
-        check_gold(task)
+        check(task)
         if task.reward == "choice":
-            assert REWARD_FUNCTIONS["choice"](task, task.gold) == 1.0
+            assert score(task, task.gold) == 1.0
             assert "Answer Choices" not in task.question and task.letters()
         if task.reward == "tests":
             assert parse_test_gold(task).FAIL_TO_PASS

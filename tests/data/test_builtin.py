@@ -10,7 +10,7 @@ import pytest
 from sandboxrl.data.builtin import FORMS, SIZES, SPLITS, build, split_of
 from sandboxrl.data.errors import InputError
 from sandboxrl.data.task import Task
-from sandboxrl.envs.grading.rewards import REWARD_FUNCTIONS, check_gold
+from tests.envs.grading.scoring import check, score
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -68,8 +68,7 @@ def test_tasks_are_whole(size):
 @pytest.mark.parametrize("size", SIZES)
 def test_gold_scores_one_and_silence_zero(size):
     for task in build(size, "validation", 60, 1):
-        check_gold(task)
-        score = REWARD_FUNCTIONS[task.reward]
+        check(task)
         assert (score(task, task.gold), score(task, ""), score(task, " \n")) == (1, 0, 0), task.id
 
 

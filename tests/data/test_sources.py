@@ -12,7 +12,7 @@ from sandboxrl.data.formats.forms import choice_question, free_reward, printed_l
 from sandboxrl.data.reading import Rejected
 from sandboxrl.data.sources import SOURCES, iter_source, load_source, load_sources, source_options
 from sandboxrl.data.task import Task
-from sandboxrl.envs.grading.rewards import REWARD_FUNCTIONS
+from tests.envs.grading.scoring import score
 
 REAL = os.environ.get("SANDBOXRL_REAL_DATA", "")
 
@@ -228,7 +228,7 @@ def test_several_answers_are_all_accepted_where_the_source_says_so(tmp_path: Pat
     (own,), bad = load("files", rows_file(tmp_path, [mine, {**mine, "answer": ["x", None]}]), num_distractors=0)
     assert (own.gold, own.metadata["golds"]) == ("at home", ["in its den"]) and "'answer' is null" in bad[0]
     for task, answer in ((where, "in its den"), (how_many, "One"), (own, "in its den")):
-        assert REWARD_FUNCTIONS[task.reward](task, answer) == 1.0 > REWARD_FUNCTIONS[task.reward](task, "under a tree")
+        assert score(task, answer) == 1.0 > score(task, "under a tree")
 
 
 def test_rows_of_ones_own_with_context_options_and_ordered_questions(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import pytest
 from sandboxrl.data.errors import InputError
 from sandboxrl.data.prompt.arms import load_arm
 from sandboxrl.data.task import Task
-from sandboxrl.envs.grading.grader import Grader, GraderFailed
+from sandboxrl.envs.grading.grader import Grader
+from sandboxrl.envs.grading.protocol import GraderFailed
 from sandboxrl.envs.policy.chat import TokenPolicy
 from sandboxrl.envs.policy.protocol import EngineLost
 from sandboxrl.envs.policy.scripted import MemorySandbox, ScriptedEngine, call, turns

@@ -9,9 +9,11 @@ import pytest
 
 from sandboxrl.data.errors import InputError
 from sandboxrl.data.task import Task
-from sandboxrl.envs.grading.grader import Grader, GraderConfig, GraderFailed, TestGold, score_tests
+from sandboxrl.envs.grading.grader import Grader, GraderConfig
+from sandboxrl.envs.grading.ifbench import loose_variants
+from sandboxrl.envs.grading.protocol import GraderFailed
+from sandboxrl.envs.grading.repository_tests import TestGold, score_tests
 from sandboxrl.envs.grading.test_logs import END, READERS, START, status_of, without_colours
-from sandboxrl.envs.grading.worker import loose_variants
 
 
 def task(reward, gold, question="q", **fields):

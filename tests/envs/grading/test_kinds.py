@@ -11,23 +11,13 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from sandboxrl.data.errors import InputError
 from sandboxrl.data.task import Task
-from sandboxrl.envs.grading.rewards import (
-    REWARD_FUNCTIONS,
-    check_gold,
-    choice,
-    choices,
-    exact,
-    extract_answer,
-    gold_answer,
-    is_math_gold,
-    last_boxed,
-    math_score,
-    number,
-    parse_number,
-    reference_score,
-    rouge,
-    rouge_l,
-)
+from sandboxrl.envs.grading.letters import choice, choices
+from sandboxrl.envs.grading.mathematics import is_math_gold, math_score
+from sandboxrl.envs.grading.numbers import number, parse_number
+from sandboxrl.envs.grading.release_rules import reference_score
+from sandboxrl.envs.grading.replies import last_boxed
+from sandboxrl.envs.grading.text import exact, rouge, rouge_l
+from tests.envs.grading.scoring import check, extract, score
 
 FOUR = ("alpha", "beta", "gamma ray", "4")
 TEN = tuple(f"option {i}" for i in range(10))
@@ -193,11 +183,10 @@ GOLDS = [
 
 @pytest.mark.parametrize("one", GOLDS, ids=lambda one: f"{one.reward}-{one.gold}")
 def test_gold_scores_one_and_silence_zero(one):
-    check_gold(one)
-    score = REWARD_FUNCTIONS[one.reward]
-    assert score(one, gold_answer(one)) == 1.0
+    check(one)
+    assert score(one, one.gold) == 1.0
     assert score(one, "") == score(one, " \n") == 0.0
-    assert score(one, extract_answer(one, f"<think>Answer: no</think>Well.\nAnswer: {one.gold}<|im_end|>")) == 1.0
+    assert score(one, extract(one, f"<think>Answer: no</think>Well.\nAnswer: {one.gold}<|im_end|>")) == 1.0
 
 
 @pytest.mark.parametrize(
@@ -209,15 +198,15 @@ def test_gold_scores_one_and_silence_zero(one):
 )  # fmt: skip
 def test_a_gold_that_cannot_be_rewarded_is_refused(one):
     with pytest.raises(InputError, match="task t"):
-        check_gold(one)
+        check(one)
 
 
 def test_the_answer_is_found_in_a_reply():
-    assert extract_answer(task("math", "5"), r"We get \boxed{4}, no: \boxed{5}.<|im_end|>") == r"\boxed{5}"
-    assert extract_answer(task("rouge", "x"), "Reasoning.\n**Answer:** in a\nsmall house") == "in a\nsmall house"
-    assert extract_answer(task("ifbench", "{}"), "<think>hm</think>\n*Hello*\nthere") == "*Hello*\nthere"
-    assert extract_answer(task("rouge", "x"), "<think>never ends") == ""
-    assert choice(task("choice", "B", FOUR), extract_answer(task("choice", "B", FOUR), "Maybe.\nAnswer: B")) == 1.0
+    assert extract(task("math", "5"), r"We get \boxed{4}, no: \boxed{5}.<|im_end|>") == r"\boxed{5}"
+    assert extract(task("rouge", "x"), "Reasoning.\n**Answer:** in a\nsmall house") == "in a\nsmall house"
+    assert extract(task("ifbench", "{}"), "<think>hm</think>\n*Hello*\nthere") == "*Hello*\nthere"
+    assert extract(task("rouge", "x"), "<think>never ends") == ""
+    assert choice(task("choice", "B", FOUR), extract(task("choice", "B", FOUR), "Maybe.\nAnswer: B")) == 1.0
 
 
 @pytest.mark.parametrize("piece", ["\n", "<|im_end|>", "answer ", "answer:\n", "**", r"\boxed{", "<think>", "}", "A. "])
@@ -226,9 +215,9 @@ def test_no_reply_takes_long_to_read(kind, piece):
     golds = {"choice": "B", "math": "1", "rouge": "a", "number": "1", "ifbench": "{}"}
     one = task(kind, golds[kind], FOUR if kind == "choice" else ())
     before = time.monotonic()
-    answer = extract_answer(one, piece * 60_000 + "x")
+    answer = extract(one, piece * 60_000 + "x")
     if kind in ("choice", "rouge", "number"):
-        REWARD_FUNCTIONS[kind](one, answer)
+        score(one, answer)
     assert time.monotonic() - before < 5
 
 
@@ -250,8 +239,8 @@ def test_boxes_are_found_in_one_pass_whatever_the_text():
 )
 def test_the_best_of_the_accepted_answers_counts(kind, gold, others, scores):
     several = task(kind, gold, golds=others)
-    check_gold(several)
-    found = {answer: REWARD_FUNCTIONS[kind](several, answer) for answer in scores}
+    check(several)
+    found = {answer: score(several, answer) for answer in scores}
     assert found == pytest.approx(scores)
     if kind == "rouge":
         scorer = RougeScorer(["rougeL"], use_stemmer=True)
@@ -269,15 +258,15 @@ def test_a_long_accepted_answer_may_be_given_whole():
 def test_accepted_answers_that_are_not_texts_are_refused(golds):
     wrong = task("rouge", "3 dogs", golds=golds)
     with pytest.raises(InputError, match="'golds' is not a list of texts"):
-        check_gold(wrong)
+        check(wrong)
     with pytest.raises(InputError, match="'golds' is not a list of texts"):
         rouge(wrong, "dogs")
 
 
 def test_a_letter_that_is_given_after_a_box_counts():
     one = task("choice", "B", FOUR)
-    assert extract_answer(one, r"So \boxed{42} grams. Answer: B") == "B"
-    assert extract_answer(one, r"Answer: C? No: \boxed{B}") == r"\boxed{B}"
+    assert extract(one, r"So \boxed{42} grams. Answer: B") == "B"
+    assert extract(one, r"Answer: C? No: \boxed{B}") == r"\boxed{B}"
 
 
 def test_the_published_rules_are_kept_for_comparison_with_their_faults():

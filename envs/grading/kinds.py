@@ -1,0 +1,31 @@
+"""The grading kinds: one table, by the names that a task's `reward` has."""
+
+from sandboxrl.data.errors import InputError, nearest
+from sandboxrl.envs.grading.ifbench import IFBENCH
+from sandboxrl.envs.grading.judge import JUDGE_EQUALITY, JUDGE_PHYSICS
+from sandboxrl.envs.grading.letters import CHOICE, CHOICES
+from sandboxrl.envs.grading.mathematics import MATH
+from sandboxrl.envs.grading.numbers import NUMBER
+from sandboxrl.envs.grading.protocol import Kind
+from sandboxrl.envs.grading.repository_tests import TESTS
+from sandboxrl.envs.grading.text import EXACT, ROUGE
+
+KINDS: dict[str, Kind] = {
+    "choice": CHOICE,
+    "choices": CHOICES,
+    "rouge": ROUGE,
+    "exact": EXACT,
+    "number": NUMBER,
+    "math": MATH,
+    "tests": TESTS,
+    "judge_physics": JUDGE_PHYSICS,
+    "judge_equality": JUDGE_EQUALITY,
+    "ifbench": IFBENCH,
+}
+
+
+def kind_of(reward: str) -> Kind:
+    """Raises InputError for a name that is not in the table."""
+    if reward not in KINDS:
+        raise InputError(f"unknown reward {reward!r}{nearest(reward, KINDS)}")
+    return KINDS[reward]
