@@ -22,6 +22,7 @@ from sandboxrl.envs.grading.kinds import kind_of
 from sandboxrl.envs.grading.protocol import GraderFailed, Kind
 from sandboxrl.envs.policy.protocol import Conversation, EngineLost, Policy, Reply
 from sandboxrl.envs.sandbox.protocol import ANSWER, DOCUMENTS, BackendUnavailable, FileRefused, Sandbox, SandboxError
+from sandboxrl.envs.tools.tool import ToolFailed
 from sandboxrl.envs.tools.tool_set import ToolSet
 from sandboxrl.envs.trajectory import Observation, StopReason, Trajectory, Turn
 
@@ -135,6 +136,8 @@ async def rollout(
         stop, progress.error = StopReason.ENGINE_LOST, described(error)
     except GraderFailed as error:
         stop, progress.error = StopReason.GRADER_FAILED, described(error)
+    except ToolFailed as error:
+        stop, progress.error = StopReason.TOOL_FAILED, described(error)
     except SandboxError as error:
         stop, progress.error = StopReason.SANDBOX_LOST, described(error)
 

@@ -30,6 +30,7 @@ class StopReason(enum.StrEnum):
     SANDBOX_LOST = "sandbox_lost"
     ENGINE_LOST = "engine_lost"
     GRADER_FAILED = "grader_failed"
+    TOOL_FAILED = "tool_failed"  # the code of a user's own tool is wrong
     CANCELLED = "cancelled"
 
     @property

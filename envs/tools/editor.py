@@ -14,6 +14,7 @@ from typing import Any
 
 from sandboxrl.envs.sandbox.protocol import WORKDIR, FileRefused, Sandbox
 from sandboxrl.envs.tools.display import visible
+from sandboxrl.envs.tools.tool import Tool, ToolRefused
 
 COMMANDS = ("view", "create", "str_replace", "insert")
 NEEDS = {"view": (), "create": ("file_text",), "str_replace": ("old_str",), "insert": ("insert_line", "new_str")}
@@ -21,10 +22,6 @@ NEEDS = {"view": (), "create": ("file_text",), "str_replace": ("old_str",), "ins
 MAX_FILE_BYTES = 16 << 20
 MAX_ENTRIES = 200
 CONTEXT_LINES = 4
-
-
-class EditRefused(Exception):
-    """The edit was not made; the message tells the model why."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +41,40 @@ class Wording:
     max_chars: int = 10_000
 
 
+PARAMETERS: dict[str, dict[str, Any]] = {
+    "command": {"type": "string", "enum": list(COMMANDS), "description": "What to do."},
+    "path": {"type": "string", "description": "File or directory, for example `/testbed/script.py`."},
+    "file_text": {"type": "string", "description": "For create: the whole content of the file."},
+    "old_str": {"type": "string", "description": "For str_replace: the text to replace, exactly as in the file."},
+    "new_str": {"type": "string", "description": "For str_replace: the new text. For insert: the lines to insert."},
+    "insert_line": {"type": "integer", "description": "For insert: the line to insert after; 0 is the beginning."},
+    "view_range": {
+        "type": "array",
+        "items": {"type": "integer"},
+        "description": "For view: the first and the last line to show, counted from 1; -1 is the end.",
+    },
+}
+
+
+def editor_tool(name: str, wording: Wording, heading: str = "") -> Tool:
+    async def run(sandbox: Sandbox, arguments: Mapping[str, Any], timeout_s: float) -> str:
+        return await edit(arguments, sandbox, timeout_s, wording)
+
+    description = (
+        "View a text file (with line numbers) or a directory, create a file, replace a piece of text that occurs "
+        "exactly once, or insert lines."
+    )
+    return Tool(name, run, description, PARAMETERS, required=("command", "path"), heading=heading)
+
+
 async def edit(arguments: Mapping[str, Any], sandbox: Sandbox, timeout_s: float, wording: Wording) -> str:
-    """Carry out one editor call whose arguments have the right types. Raises EditRefused, SandboxDied."""
+    """Carry out one editor call whose arguments have the right types. Raises ToolRefused, SandboxDied."""
     command = arguments["command"]
     for name in NEEDS[command]:
         if name not in arguments:
-            raise EditRefused(f"{command} needs the argument {name!r}")
+            raise ToolRefused(f"{command} needs the argument {name!r}")
     if not arguments["path"] or "\0" in arguments["path"]:
-        raise EditRefused("path must be a file name, relative to /testbed or absolute")
+        raise ToolRefused("path must be a file name, relative to /testbed or absolute")
     path = "/" + posixpath.normpath(posixpath.join(WORKDIR, arguments["path"])).lstrip("/")
     try:
         if command == "view":
@@ -62,7 +85,7 @@ async def edit(arguments: Mapping[str, Any], sandbox: Sandbox, timeout_s: float,
             return await _replace(path, arguments["old_str"], arguments.get("new_str", ""), sandbox, wording)
         return await _insert(path, arguments["insert_line"], arguments["new_str"], sandbox, wording)
     except FileRefused as refused:
-        raise EditRefused(_reason(path, refused)) from None
+        raise ToolRefused(_reason(path, refused)) from None
 
 
 async def _view(path: str, view_range: list[int] | None, sandbox: Sandbox, timeout_s: float, wording: Wording) -> str:
@@ -75,10 +98,10 @@ async def _view(path: str, view_range: list[int] | None, sandbox: Sandbox, timeo
         if listing is None:
             raise
         if view_range is not None:
-            raise EditRefused(f"{path} is a directory; view_range is for files") from None
+            raise ToolRefused(f"{path} is a directory; view_range is for files") from None
         return listing
     if b"\0" in data[:8192]:
-        raise EditRefused(f"{path} is a binary file of {len(data)} bytes; look at it with a command")
+        raise ToolRefused(f"{path} is a binary file of {len(data)} bytes; look at it with a command")
     if not data:
         return f"(empty file: {path})"
     text = _decode(data)
@@ -86,11 +109,11 @@ async def _view(path: str, view_range: list[int] | None, sandbox: Sandbox, timeo
     first, last = 1, len(lines)
     if view_range is not None:
         if len(view_range) != 2:
-            raise EditRefused(f"view_range must be two line numbers, [first, last], not {view_range}")
+            raise ToolRefused(f"view_range must be two line numbers, [first, last], not {view_range}")
         first, last = view_range
         last = len(lines) if last == -1 else last
         if not 1 <= first <= last <= len(lines):
-            raise EditRefused(
+            raise ToolRefused(
                 f"invalid view_range {view_range}: {path} has {len(lines)} lines, counted from 1; "
                 "the last may be -1 for the end and must not come before the first"
             )
@@ -137,17 +160,17 @@ async def _create(path: str, text: str, sandbox: Sandbox, wording: Wording) -> s
 
 async def _replace(path: str, old: str, new: str, sandbox: Sandbox, wording: Wording) -> str:
     if not old:
-        raise EditRefused("old_str is empty; use insert to add text, or create to replace the whole file")
+        raise ToolRefused("old_str is empty; use insert to add text, or create to replace the whole file")
     text = _decode(await sandbox.read(path, MAX_FILE_BYTES))
     if _is_crlf(text):
         old, new = _to_crlf(old), _to_crlf(new)
     if old == new:
-        raise EditRefused("old_str and new_str are the same; nothing was changed")
+        raise ToolRefused("old_str and new_str are the same; nothing was changed")
     count = text.count(old)
     if count == 0:
-        raise EditRefused(f"old_str does not occur in {path}; nothing was changed{_near_miss(text, old)}")
+        raise ToolRefused(f"old_str does not occur in {path}; nothing was changed{_near_miss(text, old)}")
     if count > 1:
-        raise EditRefused(
+        raise ToolRefused(
             f"old_str occurs {count} times in {path}, beginning on lines {_places(text, old)}; nothing was changed; "
             "add lines around it until it is unique"
         )
@@ -160,11 +183,11 @@ async def _replace(path: str, old: str, new: str, sandbox: Sandbox, wording: Wor
 
 async def _insert(path: str, after: int, new: str, sandbox: Sandbox, wording: Wording) -> str:
     if not new:
-        raise EditRefused("new_str is empty; nothing was changed")
+        raise ToolRefused("new_str is empty; nothing was changed")
     text = _decode(await sandbox.read(path, MAX_FILE_BYTES))
     lines = _lines(text, keep_ends=True)
     if not 0 <= after <= len(lines):
-        raise EditRefused(f"invalid insert_line {after}: {path} has {len(lines)} lines; use 0 for the beginning")
+        raise ToolRefused(f"invalid insert_line {after}: {path} has {len(lines)} lines; use 0 for the beginning")
     newline = "\n"
     if _is_crlf(text):
         newline, new = "\r\n", _to_crlf(new)

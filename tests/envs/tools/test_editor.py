@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandboxrl.envs.policy.scripted import MemorySandbox
-from sandboxrl.envs.tools.editor import EditRefused, Wording, edit
+from sandboxrl.envs.tools.editor import Wording, edit
+from sandboxrl.envs.tools.tool import ToolRefused
 
 PATH = "/testbed/f"
 
@@ -18,7 +19,7 @@ def run(box: MemorySandbox, command: str, path: str = "f", wording: Wording | No
 
 def refused(box: MemorySandbox, command: str, path: str = "f", **arguments) -> str:
     before = dict(box.files)
-    with pytest.raises(EditRefused) as raised:
+    with pytest.raises(ToolRefused) as raised:
         run(box, command, path, **arguments)
     assert box.files == before
     return str(raised.value)

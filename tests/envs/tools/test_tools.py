@@ -14,6 +14,8 @@ from sandboxrl.envs.tools.tool_set import TOOL_SETS, tool_set
 from sandboxrl.envs.trajectory import Observation, ToolCall
 
 PAPER, REFERENCE, COMPACT = (tool_set(name) for name in ("paper", "reference", "compact"))
+BASH = {"paper": "bash", "reference": "execute_bash", "compact": "bash"}
+FINISH = {"paper": "finish", "reference": "submit", "compact": "finish"}
 
 
 def answers(*pairs, timeout_s: float = 10.0) -> list[Observation]:
@@ -37,7 +39,7 @@ def answers(*pairs, timeout_s: float = 10.0) -> list[Observation]:
 
 
 def bash(tools, command: str) -> Observation:
-    return answers((tools, ToolCall(tools.bash, {"command": command}, "id")))[0]
+    return answers((tools, ToolCall(BASH[tools.name], {"command": command}, "id")))[0]
 
 
 def wrong(tools, name: str, arguments: dict, error: str = "") -> str:
@@ -114,7 +116,7 @@ def test_a_wrong_value_is_quoted_but_not_at_length():
 
 def test_only_a_right_finish_ends_the_task():
     for tools, text in ((PAPER, "Finished."), (REFERENCE, "<<< Finished >>>"), (COMPACT, "Finished.")):
-        observation = asyncio.run(tools.run(ToolCall(tools.finish, {}, "id"), MemorySandbox(), 3.0))
+        observation = asyncio.run(tools.run(ToolCall(FINISH[tools.name], {}, "id"), MemorySandbox(), 3.0))
         assert observation.finished and not observation.is_error and observation.text == text
     for call in (ToolCall("finish", {"x": 1}), ToolCall("finish", {}, "", "broken")):
         assert not asyncio.run(PAPER.run(call, MemorySandbox(), 3.0)).finished
@@ -163,8 +165,9 @@ def test_the_released_observation_format():
 
 
 def test_a_command_that_takes_too_long_shows_what_it_printed():
+    said = {"command": "echo early; sleep 60"}
     paper, reference, compact = answers(
-        *[(tools, ToolCall(tools.bash, {"command": "echo early; sleep 60"})) for tools in (PAPER, REFERENCE, COMPACT)],
+        *[(tools, ToolCall(BASH[tools.name], said)) for tools in (PAPER, REFERENCE, COMPACT)],
         timeout_s=1.0,
     )
     assert paper.timed_out and reference.timed_out
