@@ -25,6 +25,7 @@ from sandboxrl.rl.config import Recipe
 from sandboxrl.rl.grpo import informative
 from sandboxrl.rl.learner.batch import Batch, build_batch
 from sandboxrl.rl.learner.checkpoint import Checkpoints
+from sandboxrl.rl.reports.events import Journal
 from sandboxrl.rl.reports.run_folder import Log
 
 
@@ -66,6 +67,7 @@ class InFlight:
     workers: Workers
     tasks: TaskStream
     group_size: int
+    journal: Journal
     num_started: int = 0
     waiting: deque[tuple[int, Task, asyncio.Task[Group]]] = field(default_factory=deque)
 
@@ -75,8 +77,16 @@ class InFlight:
             self.num_started += 1
 
     def _start(self, index: int, task: Task) -> None:
-        sampling = asyncio.create_task(self.workers.sample_group(task, index, self.group_size))
-        self.waiting.append((index, task, sampling))
+        self.waiting.append((index, task, asyncio.create_task(self._sample(index, task))))
+
+    async def _sample(self, index: int, task: Task) -> Group:
+        """What was sampled before a kill is used, not drawn again."""
+        if known := self.journal.recover(index, task):
+            return known
+        self.journal.dispatched(index, task)
+        group = await self.workers.sample_group(task, index, self.group_size)
+        await self.journal.completed(group)
+        return group
 
     async def oldest(self) -> Group:
         """Consume the oldest group; it stays in flight until it is complete."""
@@ -115,7 +125,7 @@ async def train(
     step, state = checkpoints.latest()
     await learners.publish(workers, step)
     probes = asyncio.create_task(workers.probe())
-    in_flight = InFlight(workers, tasks, recipe.group_size)
+    in_flight = InFlight(workers, tasks, recipe.group_size, log.journal)
     if state:
         in_flight.load_state(state)
     try:
@@ -134,11 +144,14 @@ async def train(
             check_agreement(recipe, stats, step)
             step += 1
             await learners.publish(workers, step)  # 3. publish
+            log.journal.published(step)
             probes = asyncio.create_task(workers.probe())
             clock.lap("time/sync_s")
             log.step(step, groups, batch, stats, clock)  # 4. report
             if step == recipe.steps or due(step, recipe.checkpoint.every):
-                await checkpoints.save(step, in_flight.state(), learners)  # 5. survive
+                state = in_flight.state()
+                await checkpoints.save(step, state, learners)  # 5. survive
+                log.journal.saved(step, state)
     finally:
         probes.cancel()
         await in_flight.cancel()

@@ -23,6 +23,7 @@ from sandboxrl.envs.trajectory import Group, StopReason, Trajectory
 from sandboxrl.rl.config import Recipe
 from sandboxrl.rl.learner.batch import Batch
 from sandboxrl.rl.reports.analysis import capability_use
+from sandboxrl.rl.reports.events import Journal
 
 TokenText = Callable[[int], str]
 
@@ -53,6 +54,7 @@ class Log:
         self.num_trajectories = sum(int(row.get("trajectories", 0)) for row in self.rows)
         self.num_dropped = sum(int(row.get("dropped", 0)) for row in self.rows)
         self.wall_before = max((row["time/wall_s"] for row in self.rows), default=0.0)
+        self.journal = Journal(recipe, resume_step)
         self._fresh()
         self.wandb = _start_wandb(recipe)
 
@@ -71,9 +73,11 @@ class Log:
 
     def too_old(self, group: Group) -> None:
         self.step_counts["groups_too_old"] += 1
+        self.journal.discarded(group, "too_old")
 
     def uninformative(self, group: Group) -> None:
         self.step_counts["groups_replaced"] += 1
+        self.journal.discarded(group, "uninformative")
 
     def lost(self, trajectory: Trajectory) -> None:
         """The machine lost an attempt at a trajectory. Told once a kind and step: a dead worker loses many at once."""
@@ -85,6 +89,7 @@ class Log:
         self.say(f"  lost to the machine ({trajectory.stop}): {trajectory.error}")
 
     def step(self, step: int, groups: Sequence[Group], batch: Batch, stats: Mapping[str, float], clock: Clock) -> None:
+        self.journal.trained(step, groups)
         trajectories = self.step_trajectories
         seconds = clock.seconds | {"time/step_s": time.monotonic() - clock.started}
         row = {
