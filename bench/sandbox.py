@@ -27,7 +27,7 @@ from typing import Any
 
 from bench.attacks import ATTACKS, BOMBS, COMMANDS
 from bench.report import measure, write_report
-from sandboxrl.envs.sandbox.inside.executor import pack
+from sandboxrl.envs.sandbox.inside.frames import pack
 from sandboxrl.envs.sandbox.pool import Pool, open_backend
 from sandboxrl.envs.sandbox.protocol import (
     Backend,

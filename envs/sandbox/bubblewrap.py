@@ -23,10 +23,10 @@ import subprocess
 from contextlib import ExitStack
 from pathlib import Path
 
-from sandboxrl.envs.sandbox import network, seccomp
+from sandboxrl.envs.sandbox import network, program, seccomp
 from sandboxrl.envs.sandbox.bubblewrap_root import DESCRIPTOR, HOME, Placed, placed, root_seen
 from sandboxrl.envs.sandbox.cgroups import Cgroups
-from sandboxrl.envs.sandbox.inside import executor, nursery
+from sandboxrl.envs.sandbox.inside.frames import pack_header
 from sandboxrl.envs.sandbox.inside.nursery import FILTER_PATH, INSIDE_UID
 from sandboxrl.envs.sandbox.links import Bridge
 from sandboxrl.envs.sandbox.protocol import WORKDIR, BackendUnavailable, Sandbox, SandboxConfig, SandboxDied, TmpfsSizes
@@ -42,13 +42,9 @@ FULL_S = 0.001
 OLDEST_VERSION = (0, 5)
 
 ARGUMENTS = ("--unshare-pid", "--as-pid-1", "--die-with-parent", "--new-session", "--cap-drop", "ALL", "--clearenv")
-INSIDE = nursery.__name__.rpartition(".")[0].replace(".", "/")
 PROGRAM = "/run/nursery"
 """Where the nursery finds itself. A sandbox has a /run of its own over it."""
-START = [
-    *("/usr/bin/python3", "-I", "-S", "-OO", "-c"),
-    f"import sys; sys.path.insert(0, '{PROGRAM}'); from sandboxrl.envs.sandbox.inside.nursery import main; main()",
-]
+START = ["/usr/bin/python3", "-OO", *program.words(PROGRAM, "nursery")]
 
 
 class Bubblewrap:
@@ -314,13 +310,12 @@ def _new_uid() -> int:
 
 def _own_files() -> list[Placed]:
     """The nursery's program and what it reads."""
-    sources = [Path(str(module.__file__)) for module in (nursery, executor)]
     try:
         filtering = seccomp.bpf()
     except KeyError as error:
         raise BackendUnavailable(f"no system call filter for machine {error}; use sandbox.backend=docker") from error
-    program = [placed(f"{PROGRAM}/{INSIDE}/{source.name}", source.read_bytes()) for source in sources]
-    return [*program, placed(FILTER_PATH, filtering)]
+    files = [placed(f"{PROGRAM}/{name}", text) for name, text in program.FILES.items()]
+    return [*files, placed(FILTER_PATH, filtering)]
 
 
 def _settings(config: SandboxConfig, watch_memory: bool) -> bytes:
@@ -338,7 +333,7 @@ def _settings(config: SandboxConfig, watch_memory: bool) -> bytes:
     fields = {"hostname": "" if config.network == "full" else "sandbox"}
     fields |= {f"folder.{folder}": options for folder, options in folders.items()}
     fields |= {f"limit.{name}": str(limit) for name, limit in executor_limits(config.limits, watch_memory).items()}
-    return executor.pack_header({name.encode(): value.encode() for name, value in fields.items()})
+    return pack_header({name.encode(): value.encode() for name, value in fields.items()})
 
 
 def _find_program() -> str:

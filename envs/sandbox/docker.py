@@ -21,10 +21,10 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from sandboxrl.envs.sandbox import network, seccomp
+from sandboxrl.envs.sandbox import network, program, seccomp
 from sandboxrl.envs.sandbox.owner import owner_is_dead, owner_of
 from sandboxrl.envs.sandbox.protocol import WORKDIR, BackendUnavailable, Sandbox, SandboxConfig, SandboxDied, TmpfsSizes
-from sandboxrl.envs.sandbox.wire import EXECUTOR, HELLO_S, Box, executor_limits, new_id
+from sandboxrl.envs.sandbox.wire import HELLO_S, Box, executor_limits, new_id
 
 LABEL = "sandboxrl"
 OWNER_LABEL = "sandboxrl.owner"
@@ -108,7 +108,9 @@ class Docker:
             listener.bind(f"{folder}/socket")
             os.chmod(f"{folder}/socket", 0o666)
             listener.listen(1)
-            (folder / "executor.py").write_bytes(EXECUTOR)
+            for name, text in program.FILES.items():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).write_bytes(text)
             if self._podman:
                 (folder / "seccomp.json").write_text(self._profile)
             spec = await self._specification(image, str(folder), identity)
@@ -238,12 +240,11 @@ class Docker:
             mounts[WORKDIR] = f"size={tmpfs.testbed},exec,mode=755"
         bounds = executor_limits(limits, watch_memory=not self._grouped)
         profile = f"{folder}/seccomp.json" if self._podman else self._profile
-        words = [f"{name}={bound}" for name, bound in bounds.items()]
-        program = ["python3", "-I", "-S", f"{INSIDE}/executor.py", f"{INSIDE}/socket", *words]
+        settings = [f"{name}={bound}" for name, bound in bounds.items()]
         return {
             "Image": image,
             "Entrypoint": [],
-            "Cmd": program,
+            "Cmd": ["python3", *program.words(INSIDE, "serve"), f"{INSIDE}/socket", *settings],
             "WorkingDir": "/",
             **({} if self._config.network == "full" else {"Hostname": "sandbox"}),
             "User": "0:0",

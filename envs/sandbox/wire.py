@@ -1,4 +1,4 @@
-"""The host's side of a sandbox: `Box` speaks the executor's framed protocol (`envs/sandbox/inside/executor.py`) over
+"""The host's side of a sandbox: `Box` speaks the executor's framed protocol (`envs/sandbox/inside/serve.py`) over
 one stream.
 
 Both backends hand out a `Box`; they differ only in how they start and end one. Every byte that arrives is a stranger's:
@@ -14,14 +14,10 @@ import secrets
 import socket
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from errno import EINVAL
-from pathlib import Path
 
-from sandboxrl.envs.sandbox.inside import executor
-from sandboxrl.envs.sandbox.inside.executor import FRAME, MAX_HEADER, MAX_PAYLOAD, RECORD, pack_head, unpack_header
+from sandboxrl.envs.sandbox.inside.frames import FRAME, MAX_HEADER, MAX_PAYLOAD, RECORD, pack_head, unpack_header
 from sandboxrl.envs.sandbox.protocol import WORKDIR, ExecResult, FileRefused, Limits, SandboxDied
 
-EXECUTOR = Path(executor.__file__).read_bytes()
-"""The program itself, sent into each sandbox: a sandbox needs no access to this project's files."""
 HELLO_S = 30.0
 """A sandbox that has not said it is ready by then never will."""
 WATCHDOG_S = 10.0
@@ -273,7 +269,7 @@ def _result(reply: Fields, payload: bytes, limit: int) -> ExecResult:
 
 
 def _frames(files: Mapping[str, bytes]) -> Iterator[bytes]:
-    """Write records (see `Executor.op_write`) in payloads of about BATCH_BYTES; a large file spans several."""
+    """Write records (see `files.write_files`) in payloads of about BATCH_BYTES; a large file spans several."""
     batch = bytearray()
     for path, data in files.items():
         name = _path(path)

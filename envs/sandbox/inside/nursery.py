@@ -7,7 +7,7 @@ of a core; with a bwrap and an interpreter for each they took 16.
 The first message is settings, as the fields of an executor's header; the nursery answers `up` when it is ready and says
 no more. Each further message asks for one sandbox: a user id in decimal digits, and with it the stream that the
 sandbox's executor shall serve. The first byte on that stream is a NUL that carries a pidfd of the new PID 1; from then
-on the executor speaks (`envs/sandbox/inside/executor.py`). What goes wrong is said on standard error, and the stream
+on the executor speaks (`envs/sandbox/inside/serve.py`). What goes wrong is said on standard error, and the stream
 ends.
 
     hostname=              empty: the host's name, and the host's network
@@ -40,7 +40,10 @@ import posix
 import struct
 import sys
 
-from sandboxrl.envs.sandbox.inside import executor
+from sandboxrl.envs.sandbox.inside.commands import WORKDIR
+from sandboxrl.envs.sandbox.inside.frames import unpack_header
+from sandboxrl.envs.sandbox.inside.processes import refuse_elsewhere
+from sandboxrl.envs.sandbox.inside.serve import serve
 
 INSIDE_UID = 1000
 """Of every sandbox, in its own user namespace."""
@@ -64,7 +67,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 def main() -> None:
-    executor.refuse_elsewhere()
+    refuse_elsewhere()
     control = _socket.socket(fileno=int(sys.argv[1]))
     close_all_but(control.fileno())
     if posix.getuid() == 0:
@@ -94,7 +97,7 @@ class Settings:
     """What all sandboxes of a nursery have in common. Raises ValueError, KeyError, OSError."""
 
     def __init__(self, message: bytes) -> None:
-        fields = executor.unpack_header(message)
+        fields = unpack_header(message)
         self.hostname = fields[b"hostname"]
         self.folders = {name[7:]: options for name, options in fields.items() if name.startswith(b"folder.")}
         self.limits = {name[6:].decode(): int(limit) for name, limit in fields.items() if name.startswith(b"limit.")}
@@ -125,9 +128,9 @@ def become_sandbox(control: _socket.socket, request: bytes, stream: int, setting
             if settings.hostname:
                 check(libc.sethostname(settings.hostname, len(settings.hostname)), "sethostname")
                 raise_loopback()
-            posix.chdir(executor.WORKDIR)
+            posix.chdir(WORKDIR)
             drop_privileges(settings.system_call_filter)
-            executor.serve(stream, settings.limits)
+            serve(stream, settings.limits)
         posix._exit(0)
     except BrokenPipeError:  # the host has left
         posix._exit(0)

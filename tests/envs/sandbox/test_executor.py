@@ -1,24 +1,17 @@
 """The framed protocol from both sides, with a stranger at the other end; and the guard of PID 1."""
 
 import asyncio
+import shlex
 import socket
 import struct
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sandboxrl.envs.sandbox.inside import executor, nursery
-from sandboxrl.envs.sandbox.inside.executor import (
-    FRAME,
-    MAX_HEADER,
-    MAX_PAYLOAD,
-    RECORD,
-    in_own_pid_namespace,
-    pack,
-    unpack_header,
-)
+from sandboxrl.envs.sandbox import program
+from sandboxrl.envs.sandbox.inside.frames import FRAME, MAX_HEADER, MAX_PAYLOAD, RECORD, pack, unpack_header
+from sandboxrl.envs.sandbox.inside.processes import in_own_pid_namespace
 from sandboxrl.envs.sandbox.protocol import FileRefused, SandboxConfig, SandboxDied
 from sandboxrl.envs.sandbox.wire import BATCH_BYTES, Box, _cut, _frames, _path
 
@@ -183,16 +176,14 @@ def test_the_executor_refuses_to_run_on_a_machine():
     assert not in_own_pid_namespace()
 
 
-@pytest.mark.parametrize("module", [executor, nursery])
+@pytest.mark.parametrize("module", ["serve", "nursery"])
 def test_nothing_of_ours_runs_as_anything_but_pid_1(machine, module):
     """Tried inside a sandbox, where a broken guard would hurt nobody."""
-    parts = (executor, nursery)
-    programs = {f"{part.__name__.replace('.', '/')}.py": Path(part.__file__).read_bytes() for part in parts}
-    start = f"import sys; sys.path.insert(0, '.'); from {module.__name__} import main; main()"
+    words = shlex.join(program.words(".", module))
 
     async def body(box):
-        await box.write(programs)
-        result = await box.exec(f'python3 -I -S -c "{start}" </dev/null; echo $?; echo alive')
+        await box.write(program.FILES)
+        result = await box.exec(f"python3 {words} </dev/null; echo $?; echo alive")
         assert result.stdout == b"1\nalive\n" and b"refuses to run" in result.stderr
 
     machine.run(body)

@@ -1,0 +1,216 @@
+"""The program that is PID 1 of a sandbox: it runs commands and reads and writes files for the host over one stream.
+
+    python3 -I -S -c ... SOCKET [NAME=LIMIT]...      runs `main`, which connects to the host's unix socket SOCKET
+
+Bubblewrap's sandboxes are forked by `envs/sandbox/inside/nursery.py`, which calls `serve` with the stream it was given.
+
+Every request carries an `id`, any number may be in flight, and each gets exactly one reply with that id; the first
+frame is `ready=1`.
+
+    request                                                reply
+    op=ping                                                -
+    op=exec timeout= keep= cwd= persist= env.NAME=...      exit= timed_out= duration= background= stdout= stderr= kept=
+            payload: the command                                   payload: kept bytes of stdout, then of stderr
+    op=read path= max=                                     payload: the file
+    op=write       payload: records (see `write_files`)    -
+    op=nuke                                                -
+    a file or request that cannot be served                errno= message=
+
+End of file on the stream is the lease: PID 1 ends and the kernel ends everything in the namespace.
+
+Any Python from 3.9 on runs it, as the image has it. It imports the smallest modules of the standard library (`posix`
+is what `os` is made of), all at the start: a container pays for them with time and memory, and a command may delete the
+interpreter's own files. It refuses to run unless it is PID 1 of a pid namespace of its own.
+"""
+
+from __future__ import annotations
+
+import _signal
+import _socket
+import errno
+import posix
+import resource
+import select
+import struct
+import sys
+import time
+
+from sandboxrl.envs.sandbox.inside.commands import Command, Commands
+from sandboxrl.envs.sandbox.inside.files import read_file, write_files
+from sandboxrl.envs.sandbox.inside.frames import FRAME, MAX_PAYLOAD, bounds_of_frame, pack, unpack_header
+from sandboxrl.envs.sandbox.inside.processes import hide_from_commands, nuke, refuse_elsewhere
+
+READ_BYTES = 96 << 10  # below what malloc takes from the kernel anew each time
+IGNORED = (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP, _signal.SIGPIPE, _signal.SIGXFSZ)
+LIMITS = {
+    "processes": resource.RLIMIT_NPROC,
+    "open_files": resource.RLIMIT_NOFILE,
+    "file_bytes": resource.RLIMIT_FSIZE,
+    "core_bytes": resource.RLIMIT_CORE,
+}
+
+
+class Executor:
+    """One thread, one poll loop, any number of requests in flight."""
+
+    def __init__(self, stream: int, processes: int, memory_bytes: int) -> None:
+        self.stream = stream
+        self.buffer = bytearray()
+        self.poll = select.poll()
+        self.poll.register(stream, select.POLLIN)
+        posix.set_blocking(stream, False)
+        self.wake, waker = posix.pipe()
+        posix.set_blocking(self.wake, False)
+        posix.set_blocking(waker, False)
+        self.poll.register(self.wake, select.POLLIN)
+        _signal.signal(_signal.SIGCHLD, lambda *_: None)
+        _signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
+        for number in IGNORED:
+            _signal.signal(number, _signal.SIG_IGN)
+        self.commands = Commands(self.poll, self.answer, processes, memory_bytes)
+
+    def send(self, fields: dict[bytes, bytes], payload: bytes = b"") -> None:
+        data = memoryview(pack(fields, payload))
+        while data:
+            try:
+                data = data[posix.write(self.stream, data) :]
+            except BlockingIOError:
+                waiter = select.poll()
+                waiter.register(self.stream, select.POLLOUT)
+                waiter.poll()
+
+    def run(self) -> None:
+        """Serve until the host closes the stream."""
+        self.send({b"ready": b"1"})
+        while True:
+            child = False
+            for descriptor, _ in self.poll.poll(self.commands.wait_ms()):
+                if descriptor == self.stream:
+                    if not self.receive():
+                        return
+                elif descriptor == self.wake:
+                    posix.read(descriptor, 4096)
+                    child = True
+                else:
+                    self.commands.drain(descriptor)
+            if child:
+                self.commands.reap()
+            self.commands.check_clocks()
+
+    def receive(self) -> bool:
+        """Take what the host sent; False at the end of the stream or of the protocol."""
+        try:
+            data = posix.read(self.stream, READ_BYTES)
+        except BlockingIOError:
+            return True
+        except ConnectionResetError:
+            return False
+        if not data:
+            return False
+        self.buffer += data
+        try:
+            bounds = bounds_of_frame(self.buffer)
+            if not bounds:
+                return True
+            frames, self.buffer = memoryview(self.buffer), bytearray()
+            while bounds:
+                start, end = bounds
+                header, payload, frames = bytes(frames[FRAME.size : start]), frames[start:end], frames[end:]
+                self.serve(unpack_header(header), payload)
+                bounds = bounds_of_frame(frames)
+        except (ValueError, KeyError):
+            return False
+        self.buffer += frames
+        return True
+
+    def serve(self, fields: dict[bytes, bytes], payload: memoryview) -> None:
+        """Raises KeyError for what is no request."""
+        identity, operation = fields[b"id"], OPERATIONS[fields[b"op"]]
+        try:
+            operation(self, identity, fields, payload)
+        except OSError as error:
+            self.refuse(identity, error.errno or errno.EIO, error.strerror or "")
+        except (ValueError, KeyError, struct.error) as error:
+            self.refuse(identity, 0, f"bad request: {error!r}")
+
+    def refuse(self, identity: bytes, number: int, message: str) -> None:
+        self.send({b"id": identity, b"errno": b"%d" % number, b"message": message.encode("utf-8", "replace")})
+
+    def op_ping(self, identity: bytes, fields: dict[bytes, bytes], payload: memoryview) -> None:
+        self.send({b"id": identity})
+
+    def op_nuke(self, identity: bytes, fields: dict[bytes, bytes], payload: memoryview) -> None:
+        nuke()
+        self.send({b"id": identity})
+
+    def op_read(self, identity: bytes, fields: dict[bytes, bytes], payload: memoryview) -> None:
+        self.send({b"id": identity}, read_file(fields[b"path"], int(fields[b"max"])))
+
+    def op_write(self, identity: bytes, fields: dict[bytes, bytes], payload: memoryview) -> None:
+        write_files(payload)
+        self.send({b"id": identity})
+
+    def op_exec(self, identity: bytes, fields: dict[bytes, bytes], payload: memoryview) -> None:
+        timeout_s, keep = float(fields[b"timeout"]), int(fields[b"keep"])
+        if not (0 < timeout_s < 1e9 and 0 <= keep <= MAX_PAYLOAD // 2):
+            raise ValueError("timeout or keep out of range")
+        variables = {name[4:]: value for name, value in fields.items() if name.startswith(b"env.")}
+        command = Command(identity, timeout_s, keep)
+        self.commands.start(command, bytes(payload), fields[b"cwd"], variables, fields[b"persist"] == b"1")
+
+    def answer(self, command: Command, outputs: list[bytes]) -> None:
+        assert command.exit is not None
+        self.send(
+            {
+                b"id": command.id,
+                b"exit": b"%d" % command.exit,
+                b"timed_out": b"%d" % command.timed_out,
+                b"duration": b"%.6f" % (time.monotonic() - command.started),
+                b"background": b"%d" % bool(command.pipes),
+                b"stdout": b"%d" % command.kept[0].total,
+                b"stderr": b"%d" % command.kept[1].total,
+                b"kept": b"%d" % len(outputs[0]),
+            },
+            outputs[0] + outputs[1],
+        )
+
+
+OPERATIONS = {
+    b"ping": Executor.op_ping,
+    b"exec": Executor.op_exec,
+    b"read": Executor.op_read,
+    b"write": Executor.op_write,
+    b"nuke": Executor.op_nuke,
+}
+
+
+def serve(stream: int, limits: dict[str, int]) -> None:
+    """Bound this process and what it starts by `limits` (names of LIMITS, and `memory_bytes`, which it watches), hide
+    it from its commands and serve the host on `stream`. Never returns."""
+    refuse_elsewhere()
+    for name, limit in limits.items():
+        if name != "memory_bytes":
+            _, hard = resource.getrlimit(LIMITS[name])
+            bound = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+            resource.setrlimit(LIMITS[name], (bound, bound))
+    executor = Executor(stream, limits.get("processes", 1 << 30), limits.get("memory_bytes", 0))
+    hide_from_commands()
+    executor.run()
+    posix._exit(0)  # without the interpreter's own end: the kernel ends the rest
+
+
+def connect(path: str) -> int:
+    """A stream to the host's unix socket."""
+    host = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    host.connect(path)
+    return host.detach()
+
+
+def main() -> None:
+    refuse_elsewhere()
+    path, *words = sys.argv[1:]
+    limits = {}
+    for word in words:
+        name, limit = word.split("=")
+        limits[name] = int(limit)
+    serve(connect(path), limits)
