@@ -11,6 +11,7 @@ from sandboxrl.envs.sandbox.protocol import (
     SandboxConfig,
     SandboxDied,
     SandboxError,
+    exec_clean,
 )
 
 __all__ = [
@@ -24,5 +25,6 @@ __all__ = [
     "SandboxConfig",
     "SandboxDied",
     "SandboxError",
+    "exec_clean",
     "open_backend",
 ]

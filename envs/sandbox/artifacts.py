@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sandboxrl.data.errors import InputError
 from sandboxrl.data.task import safe_name
-from sandboxrl.envs.sandbox.protocol import FileRefused, Sandbox
+from sandboxrl.envs.sandbox.protocol import FileRefused, Sandbox, exec_clean
 
 INPUT, OUTPUT = "/testbed/input", "/testbed/output"
 MAX_FILE_BYTES = 64 << 20
@@ -58,7 +58,8 @@ async def collect(sandbox: Sandbox, out: Path, max_bytes: int = 1 << 30) -> Coll
     SandboxDied, and OSError where this machine cannot write."""
     out.mkdir(parents=True, exist_ok=True)
     found = Collected()
-    listing = await sandbox.exec(
+    listing = await exec_clean(
+        sandbox,
         f"cd {OUTPUT} 2>/dev/null && find . -mindepth 1 ! -type d -printf '%y %P\\0'",
         timeout_s=60,
         max_bytes=LIST_BYTES,

@@ -11,7 +11,7 @@ is bytes from a stranger: bounded, never followed, never unpacked on the host.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from sandboxrl.data.errors import InputError
 
@@ -164,6 +164,29 @@ class Sandbox(Protocol):
     async def close(self) -> None:
         """End every process and remove every trace. Idempotent."""
         ...
+
+
+@runtime_checkable
+class Folders(Protocol):
+    """What a sandbox adds when whole folders can be taken out of it and put into it (`envs/sandbox/carry.py`)."""
+
+    async def pack(self, path: str, cursor: str = "") -> tuple[bytes, str]:
+        """A part of a folder as data, and the cursor of the next part: empty after the last. Never follows a link.
+        Raises FileRefused, SandboxDied."""
+        ...
+
+    async def unpack(self, path: str, part: bytes) -> None:
+        """Make what a part holds below the folder `path`; parts come in order. Nothing that is there is replaced.
+        Raises FileRefused, SandboxDied."""
+        ...
+
+
+async def exec_clean(sandbox: Sandbox, command: str, **options: Any) -> ExecResult:
+    """`Sandbox.exec` for a command that is not the policy's own: nothing of a shell that persists reaches it, whatever
+    the policy exported there. `options` are those of `exec`."""
+    if getattr(sandbox, "keeps_shell", False):
+        options["clean"] = True
+    return await sandbox.exec(command, **options)
 
 
 class Backend(Protocol):

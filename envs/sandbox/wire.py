@@ -80,6 +80,11 @@ class Box:
         return not self._death
 
     @property
+    def keeps_shell(self) -> bool:
+        """Whether one command's shell is continued by the next, unless that is to be `clean`."""
+        return self._persist
+
+    @property
     def busy(self) -> bool:
         """Whether a request is in flight."""
         return bool(self._waiting)
@@ -102,8 +107,10 @@ class Box:
         cwd: str = WORKDIR,
         env: Mapping[str, str] | None = None,
         max_bytes: int | None = None,
+        clean: bool = False,
     ) -> ExecResult:
-        """Run `command` with bash; see `envs.sandbox.protocol.Sandbox`. Raises SandboxDied; ValueError for a
+        """Run `command` with bash; see `envs.sandbox.protocol.Sandbox`. With `clean`, nothing of a shell that persists
+        reaches it. Raises SandboxDied; ValueError for a
         `timeout_s` that is not a positive number, an `env` that no process could have or `max_bytes` above 32 MiB."""
         if not (timeout_s > 0 and math.isfinite(timeout_s)):
             raise ValueError(f"timeout_s must be a positive number of seconds, not {timeout_s}")
@@ -115,7 +122,7 @@ class Box:
             b"timeout": repr(float(timeout_s)).encode(),
             b"keep": str(limit).encode(),
             b"cwd": _path(cwd),
-            b"persist": b"%d" % self._persist,
+            b"persist": b"%d" % (self._persist and not clean),
         }
         for name, value in (env or {}).items():
             if not name or "=" in name or "\0" in name + value:
@@ -143,6 +150,18 @@ class Box:
         for frame in _frames(files):
             reply, _ = await self._call({b"op": b"write"}, frame, FILE_OPERATION_S)
             await self._check(reply)
+
+    async def pack(self, path: str, cursor: str = "") -> tuple[bytes, str]:
+        """The next part of a folder as data; see `envs.sandbox.protocol.Sandbox`. Raises FileRefused, SandboxDied."""
+        fields = {b"op": b"pack", b"path": _path(path)} | ({b"session": cursor.encode()} if cursor else {})
+        reply, payload = await self._call(fields, b"", FILE_OPERATION_S)
+        await self._check(reply, path)
+        return payload, reply.get(b"session", b"").decode("ascii", "replace")
+
+    async def unpack(self, path: str, part: bytes) -> None:
+        """Make what a part of a folder holds; see `envs.sandbox.protocol.Sandbox`. Raises FileRefused, SandboxDied."""
+        reply, _ = await self._call({b"op": b"unpack", b"path": _path(path)}, part, FILE_OPERATION_S)
+        await self._check(reply)
 
     async def nuke(self) -> None:
         """End every process in the sandbox, background ones too; the sandbox stays usable."""

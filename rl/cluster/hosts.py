@@ -127,6 +127,8 @@ def _keep_alive(writer: asyncio.StreamWriter) -> None:
 class RemoteBox:
     """A sandbox on another node (`sandboxrl.envs.sandbox.protocol.Sandbox`)."""
 
+    keeps_shell = True  # of some; `clean` means nothing to the others
+
     def __init__(self, host: Any, holder: str, identity: str, gone: Callable[[], None]) -> None:
         self.id = identity
         self._host, self._holder, self._gone = host, holder, gone
@@ -143,9 +145,10 @@ class RemoteBox:
         cwd: str = WORKDIR,
         env: Mapping[str, str] | None = None,
         max_bytes: int | None = None,
+        clean: bool = False,
     ) -> ExecResult:
         arguments = {"command": command, "timeout_s": timeout_s, "cwd": cwd, "env": env, "max_bytes": max_bytes}
-        result: ExecResult = await self._call("exec", arguments)
+        result: ExecResult = await self._call("exec", arguments | {"clean": clean})
         return result
 
     async def read(self, path: str, max_bytes: int = 1 << 20) -> bytes:
@@ -154,6 +157,13 @@ class RemoteBox:
 
     async def write(self, files: Mapping[str, bytes]) -> None:
         await self._call("write", {"files": dict(files)})
+
+    async def pack(self, path: str, cursor: str = "") -> tuple[bytes, str]:
+        part: tuple[bytes, str] = await self._call("pack", {"path": path, "cursor": cursor})
+        return part
+
+    async def unpack(self, path: str, part: bytes) -> None:
+        await self._call("unpack", {"path": path, "part": part})
 
     async def close(self) -> None:
         if not self._closed:

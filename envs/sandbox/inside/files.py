@@ -8,6 +8,11 @@ from _stat import S_ISDIR, S_ISREG
 
 from sandboxrl.envs.sandbox.inside.frames import RECORD
 
+INNER = posix.O_DIRECTORY | posix.O_NOFOLLOW | posix.O_CLOEXEC
+"""How a folder on the way is opened."""
+PASSIVE = posix.O_NOFOLLOW | posix.O_NONBLOCK | posix.O_NOCTTY | posix.O_CLOEXEC
+"""How a file is opened: without following, waiting or getting a terminal."""
+
 
 def is_folder(path: bytes) -> bool:
     try:
@@ -21,7 +26,7 @@ def open_folder(path: bytes, make: bool) -> tuple[int, bytes]:
     parts = [part for part in path.split(b"/") if part not in (b"", b".")]
     if not path.startswith(b"/") or not parts or b".." in parts:
         raise OSError(errno.EINVAL, "not an absolute path of a file without '..'")
-    flags = posix.O_PATH | posix.O_DIRECTORY | posix.O_NOFOLLOW | posix.O_CLOEXEC
+    flags = posix.O_PATH | INNER
     folder = posix.open("/", flags)
     try:
         for part in parts[:-1]:
@@ -43,9 +48,7 @@ def open_file(path: bytes, flags: int, make: bool = False) -> int:
     """A descriptor of the regular file `path`: never follows a link, never waits for a FIFO or a device."""
     folder, name = open_folder(path, make)
     try:
-        file = posix.open(
-            name, flags | posix.O_NOFOLLOW | posix.O_NONBLOCK | posix.O_NOCTTY | posix.O_CLOEXEC, 0o644, dir_fd=folder
-        )
+        file = posix.open(name, flags | PASSIVE, 0o644, dir_fd=folder)
     finally:
         posix.close(folder)
     if not S_ISREG(posix.fstat(file).st_mode):

@@ -13,6 +13,9 @@ frame is `ready=1`.
             payload: the command                                   payload: kept bytes of stdout, then of stderr
     op=read path= max=                                     payload: the file
     op=write       payload: records (see `write_files`)    -
+    op=pack path= | session=                               session= (of the next part; empty: this was the last one)
+                                                           payload: records (see `folders`)
+    op=unpack path=   payload: records                     -
     op=nuke                                                -
     a file or request that cannot be served                errno= message=
 
@@ -37,9 +40,15 @@ import time
 
 from sandboxrl.envs.sandbox.inside.commands import Command, Commands
 from sandboxrl.envs.sandbox.inside.files import read_file, write_files
+from sandboxrl.envs.sandbox.inside.folders import packed, unpack
 from sandboxrl.envs.sandbox.inside.frames import FRAME, MAX_PAYLOAD, bounds_of_frame, pack, unpack_header
 from sandboxrl.envs.sandbox.inside.processes import hide_from_commands, nuke, refuse_elsewhere
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MAX_PACKING = 4
 READ_BYTES = 96 << 10  # below what malloc takes from the kernel anew each time
 IGNORED = (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP, _signal.SIGPIPE, _signal.SIGXFSZ)
 LIMITS = {
@@ -68,6 +77,7 @@ class Executor:
         for number in IGNORED:
             _signal.signal(number, _signal.SIG_IGN)
         self.commands = Commands(self.poll, self.answer, processes, memory_bytes)
+        self.packing: dict[bytes, Iterator[bytes]] = {}  # by the id of the request that began it
 
     def send(self, fields: dict[bytes, bytes], payload: bytes = b"") -> None:
         data = memoryview(pack(fields, payload))
@@ -150,6 +160,28 @@ class Executor:
         write_files(payload)
         self.send({b"id": identity})
 
+    def op_pack(self, identity: bytes, fields: dict[bytes, bytes], payload: memoryview) -> None:
+        session = fields.get(b"session", identity)
+        if session == identity:
+            while len(self.packing) >= MAX_PACKING:  # nobody asked on: the oldest is given up
+                del self.packing[next(iter(self.packing))]
+            self.packing[session] = packed(fields[b"path"])
+        parts = self.packing[session]
+        try:
+            part, more = next(parts), True
+        except StopIteration:
+            part, more = b"", False
+        except OSError:
+            del self.packing[session]
+            raise
+        if not more:
+            del self.packing[session]
+        self.send({b"id": identity, b"session": session if more else b""}, part)
+
+    def op_unpack(self, identity: bytes, fields: dict[bytes, bytes], payload: memoryview) -> None:
+        unpack(fields[b"path"], payload)
+        self.send({b"id": identity})
+
     def op_exec(self, identity: bytes, fields: dict[bytes, bytes], payload: memoryview) -> None:
         timeout_s, keep = float(fields[b"timeout"]), int(fields[b"keep"])
         if not (0 < timeout_s < 1e9 and 0 <= keep <= MAX_PAYLOAD // 2):
@@ -180,6 +212,8 @@ OPERATIONS = {
     b"exec": Executor.op_exec,
     b"read": Executor.op_read,
     b"write": Executor.op_write,
+    b"pack": Executor.op_pack,
+    b"unpack": Executor.op_unpack,
     b"nuke": Executor.op_nuke,
 }
 
