@@ -83,7 +83,7 @@ class Journal:
             group = Group(index, task, tuple(Trajectory.from_dict(json.loads(line)) for line in lines))
             known = (head["lineage"], head["group"], head["task"], head["sha256"])
             newest = _versions(group)[1]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             return None
         same = known[1:] == (index, _digest(task.to_json().encode()), _digest(b"\n".join(lines)))
         # what weights of another lineage than this one's have drawn is of use only up to the checkpoint they share
@@ -152,8 +152,9 @@ def read_events(run_dir: Path) -> list[dict[str, Any]]:
 
 def _versions(group: Group) -> list[int]:
     """The oldest and the newest weight version that drew one of its tokens; [-1, -1] where not one was drawn."""
-    drawn = [v for t in group.trajectories if t.tokens for v in t.tokens.versions if v >= 0]
-    return [min(drawn, default=-1), max(drawn, default=-1)]
+    drawn = [t.tokens.versions[t.tokens.versions >= 0] for t in group.trajectories if t.tokens]
+    ends = [int(end) for versions in drawn if versions.size for end in (versions.min(), versions.max())]
+    return [min(ends, default=-1), max(ends, default=-1)]
 
 
 def _digest(data: bytes) -> str:
