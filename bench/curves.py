@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean
 
 from sandboxrl.data.errors import InputError
-from sandboxrl.rl.reports.run_folder import read_jsonl, write_atomic
+from sandboxrl.data.files import read_jsonl, write_whole
 
 WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 720, 360, 48, 24, 16, 40
 COLOURS = ("#2458b8", "#c46a12", "#1f7a4d", "#8a3b8f", "#a8323a")
@@ -29,8 +29,8 @@ def main() -> None:
     print(f"mean {first:.3f} -> {last:.3f}")
     summaries = {run.name: json.loads((run / "summary.json").read_text()) for run in args.runs}
     content = {"set": args.set, "score_by_step": found, "summaries": summaries}
-    write_atomic(args.out.with_suffix(".json"), json.dumps(content, indent=1) + "\n")
-    write_atomic(args.out.with_suffix(".svg"), drawing(found, args.set))
+    write_whole(args.out.with_suffix(".json"), json.dumps(content, indent=1) + "\n")
+    write_whole(args.out.with_suffix(".svg"), drawing(found, args.set))
 
 
 def curve(run: Path, name: str) -> list[tuple[int, float]]:

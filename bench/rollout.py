@@ -29,10 +29,10 @@ from pathlib import Path
 from typing import Any
 
 from bench.report import measure, write_report
+from sandboxrl.data.files import read_jsonl
 from sandboxrl.envs.policy.protocol import Sampling
 from sandboxrl.rl.engine.config import EngineConfig, worker_environment
 from sandboxrl.rl.engine.vllm import CPU_BLOCK_TOKENS, VllmEngine
-from sandboxrl.rl.reports.run_folder import read_jsonl
 
 STARTED_S = time.time()
 CONFIG = EngineConfig(max_model_len=1024)

@@ -10,7 +10,6 @@ error.
 """
 
 import functools
-import hashlib
 import json
 import random
 import re
@@ -21,9 +20,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from sandboxrl.data.building import few
+from sandboxrl.data.context import few
 from sandboxrl.data.errors import InputError, nearest, one_line
-from sandboxrl.data.formats.forms import json_field, printed_letters
+from sandboxrl.data.files import digest
+from sandboxrl.data.formats.fields import json_field
+from sandboxrl.data.formats.published import printed_letters
 from sandboxrl.data.formats.swebench import swebench_gold
 from sandboxrl.data.hub import Origin
 from sandboxrl.data.reading import Rejected, Row
@@ -79,10 +80,6 @@ def _published(row: Row) -> bool:
     return "problem_statement" in row and "ground_truth" in row
 
 
-def _hashed(*parts: str) -> str:
-    return hashlib.sha256("\x00".join(parts).encode()).hexdigest()[:16]
-
-
 def _published_task(where: str, row: Row, source: str, reward: str, **metadata: Any) -> Task:
     """A row of the published set: `id, domain, problem_statement, ground_truth, input_files`."""
     question, gold = _text(row, "problem_statement"), _text(row, "ground_truth")
@@ -90,7 +87,7 @@ def _published_task(where: str, row: Row, source: str, reward: str, **metadata: 
     if not isinstance(files, Mapping):
         raise InputError("'input_files' is not an object of names and texts")
     return Task(
-        id=str(row.get("id") or _hashed(question, gold)),
+        id=str(row.get("id") or digest(question, gold)),
         source=source,
         question=question,
         gold=gold,
@@ -117,7 +114,7 @@ def _aime25(where: str, row: Row, documents: Path | None) -> Task:
         task = _published_task(where, row, "aime25", "math")
         return replace(task, question=mended_latex(task.question))
     question = mended_latex(_text(row, "problem", "question"))
-    number = str(row.get("id") or row.get("problem_idx") or _hashed(question))
+    number = str(row.get("id") or row.get("problem_idx") or digest(question))
     return Task(number, "aime25", question, _text(row, "answer"), "math")
 
 
@@ -130,7 +127,7 @@ def _ugphysics(where: str, row: Row, documents: Path | None) -> Task:
     subject = str(row.get("subject") or _file_of(where))
     metadata = {"stratum": subject, "solution": str(row.get("solution") or ""), "unit": str(row.get("unit") or "")}
     return Task(
-        id=f"{subject}-{row.get('index', _hashed(_text(row, 'problem')))}",
+        id=f"{subject}-{row.get('index', digest(_text(row, 'problem')))}",
         source="ugphysics",
         question=_text(row, "problem"),
         gold=_text(row, "answers"),
@@ -152,7 +149,7 @@ def _chembench(where: str, row: Row, documents: Path | None) -> Task:
     stratum = _file_of(where).removesuffix("_benchmark")
     gold = _text(row, "answer").strip()
     task = Task(
-        _hashed(question, *options),
+        digest(question, *options),
         "chembench",
         question,
         gold,
@@ -177,7 +174,7 @@ def _medxpertqa(where: str, row: Row, documents: Path | None) -> Task:
     question = re.split(r"\n\s*Answer Choices:\s*\(A\)", _text(row, "question"))[0]  # they are shown as options already
     options = tuple(str(offered[letter]) for letter in sorted(offered))
     reward = "choices" if "," in gold else "choice"
-    task = Task(str(row.get("id") or _hashed(question)), "medxpertqa", question, gold, reward, options=options)
+    task = Task(str(row.get("id") or digest(question)), "medxpertqa", question, gold, reward, options=options)
     return _checked_letter(task, "".join(task.letters()))
 
 
@@ -199,7 +196,7 @@ def _aa_lcr(where: str, row: Row, documents: Path | None) -> Task:
     folders = [str(row.get(key) or "") for key in ("document_category", "document_set_id")]
     question = _text(row, "question")
     return Task(
-        id=str(row.get("question_id") or _hashed(question)),
+        id=str(row.get("question_id") or digest(question)),
         source="aa_lcr",
         question=question,
         gold=_text(row, "answer").replace("\\n", "\n"),
@@ -239,7 +236,7 @@ def _ifbench(where: str, row: Row, documents: Path | None) -> Task:
     kept = [{key: value for key, value in (one or {}).items() if value is not None} for one in arguments]
     question = _text(row, "problem_statement", "prompt")
     return Task(
-        id=str(row.get("id") or row.get("key") or _hashed(question)),
+        id=str(row.get("id") or row.get("key") or digest(question)),
         source="ifbench",
         question=question,
         gold=json.dumps({"instruction_id_list": names, "kwargs": kept}, ensure_ascii=False),
@@ -340,7 +337,7 @@ def load_benchmark(
         except InputError as error:
             rejected.append(Rejected(where, one_line(error)))
             continue
-        tasks.setdefault(_hashed(task.question, task.gold, *task.options, *task.documents.values()), task)
+        tasks.setdefault(digest(task.question, task.gold, *task.options, *task.documents.values()), task)
     if not tasks:
         reason = f": {rejected[0]}" if rejected else ""
         raise InputError(f"benchmark {name}: no usable row in {path or PUBLISHED}{reason}")
@@ -355,7 +352,7 @@ def load_benchmark(
         "num_rows": num_rows,
         "num_distinct": len(tasks),
         "ids": [task.id for task in chosen],
-        "digest": _hashed(*(task.to_json() for task in chosen)),
+        "digest": digest(*(task.to_json() for task in chosen)),
         "rejected": [str(row) for row in rejected],
     }
     return Selection(one, chosen, record)

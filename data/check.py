@@ -14,7 +14,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sandboxrl.data.building import Question, gives_away, plain, shown_before
+from sandboxrl.data.building import gives_away, shown_before
+from sandboxrl.data.context import Question, plain
 from sandboxrl.data.task import Task
 
 NGRAM = 13

@@ -26,9 +26,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sandboxrl.data import builtin as corpus
-from sandboxrl.data.building import BuildConfig, Context, build_tasks
+from sandboxrl.data.building import build_tasks
+from sandboxrl.data.context import BuildConfig, Context
 from sandboxrl.data.errors import InputError, nearest
-from sandboxrl.data.formats.forms import FOLDER_FORMATS, ROW_FORMATS, dapo, document, own, published, r2e_gym
+from sandboxrl.data.formats import FOLDER_FORMATS, ROW_FORMATS
+from sandboxrl.data.formats.dapo import dapo
+from sandboxrl.data.formats.fields import document
+from sandboxrl.data.formats.own import own
+from sandboxrl.data.formats.published import published
+from sandboxrl.data.formats.r2e_gym import r2e_gym
 from sandboxrl.data.hub import WHERE, Origin, Rows
 from sandboxrl.data.reading import SUFFIXES, Rejected, Row, read_rows
 from sandboxrl.data.task import PLACEMENTS, Task

@@ -3,7 +3,6 @@
 import argparse
 import asyncio
 import itertools
-import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from sandboxrl.data.benchmarks import BENCHMARKS, load_benchmark
 from sandboxrl.data.check import CHECKS, Examination, Finding
 from sandboxrl.data.errors import InputError, nearest
+from sandboxrl.data.files import written_whole
 from sandboxrl.data.reading import Rejected
 from sandboxrl.data.sources import SOURCES, describe_rejected, iter_source, source_options
 from sandboxrl.data.task import Task
@@ -135,19 +135,13 @@ def build(tasks: Iterable[Task], out: Path, rejected: Sequence[Rejected], commit
     if out.is_dir():
         raise InputError(f"--out: {out} is a folder")
     started = time.monotonic()
-    partial = out.with_name(f".{out.name}.{os.getpid()}.part")
-    try:
-        num_tasks = 0
-        with partial.open("w", encoding="utf-8") as handle:
-            for task in _watched(tasks, f"building {out.name}"):
-                handle.write(task.to_json() + "\n")
-                num_tasks += 1
+    num_tasks = num_bytes = 0
+    with written_whole(out) as handle:
+        for task in _watched(tasks, f"building {out.name}"):
+            num_bytes += handle.write(task.to_json().encode() + b"\n")
+            num_tasks += 1
         if not num_tasks:
             raise InputError(f"no task came out of it{'; ' + describe_rejected(rejected) if rejected else ''}")
-        num_bytes = partial.stat().st_size
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
     for one in rejected[:MAX_SHOWN]:
         print(f"left out  {one}", file=sys.stderr)
     if len(rejected) > MAX_SHOWN:

@@ -14,6 +14,7 @@ from typing import Any
 
 from sandboxrl.data.benchmarks import BENCHMARKS, Selection, load_benchmark
 from sandboxrl.data.errors import InputError, nearest
+from sandboxrl.data.files import write_whole
 from sandboxrl.data.prompt.arms import load_arm
 from sandboxrl.envs.grading.grader import Grader, GraderConfig
 from sandboxrl.envs.grading.judge import JudgeConfig, ModelJudge
@@ -32,7 +33,6 @@ from sandboxrl.rl.evaluation.evaluate import (
     read_results,
     result_key,
     run_trials,
-    write_whole,
 )
 from sandboxrl.rl.evaluation.models import ModelSpec, open_policies, paper_sampling
 from sandboxrl.rl.reports.analysis import Prices, summaries

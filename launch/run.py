@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from sandboxrl.data.errors import InputError
+from sandboxrl.data.files import write_whole
 from sandboxrl.data.prompt.arms import load_arm
 from sandboxrl.data.task import Task
 from sandboxrl.envs.rollout import Environment, RolloutLimits, rollout
@@ -18,7 +19,6 @@ from sandboxrl.envs.sandbox.protocol import BACKENDS, NETWORKS, Sandbox, Sandbox
 from sandboxrl.envs.tools.display import visible
 from sandboxrl.envs.tools.tool_set import tool_set
 from sandboxrl.envs.trajectory import StopReason, Trajectory, Turn
-from sandboxrl.rl.evaluation.evaluate import write_whole
 from sandboxrl.rl.evaluation.models import ModelSpec, open_policies, paper_sampling
 
 

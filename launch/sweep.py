@@ -35,9 +35,9 @@ import yaml
 from omegaconf import OmegaConf
 
 from sandboxrl.data.errors import InputError, nearest, one_line
+from sandboxrl.data.files import write_whole
 from sandboxrl.launch.train import check_same
 from sandboxrl.rl.config import Recipe, load_recipe
-from sandboxrl.rl.reports.run_folder import write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -116,10 +116,10 @@ def run(args: argparse.Namespace) -> int:
     problems = run_jobs(todo, out, sweep.parallel, sweep.cluster)
     outcomes = {cell.name: outcome(cell, sweep.evaluate, problems.get(cell.name, "")) for cell in cells}
     header, rows = tabulate(cells, outcomes)
-    write_atomic(out / "table.csv", as_csv(header, rows))
+    write_whole(out / "table.csv", as_csv(header, rows))
     text = as_text(header, rows)
     failures = [f"{name}: {one.failure}" for name, one in outcomes.items() if one.failure]
-    write_atomic(out / "table.txt", "\n".join([text, *failures]) + "\n")
+    write_whole(out / "table.txt", "\n".join([text, *failures]) + "\n")
     print(f"\n{text}\n\n{out}/table.txt  {out}/table.csv")
     for line in failures:
         print(f"failed  {line}", file=sys.stderr)
@@ -239,7 +239,7 @@ def write_recipe(cell: Cell) -> None:
     if begun.exists():
         check_same(cell.recipe, begun)
     cell.recipe_file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(cell.recipe_file, OmegaConf.to_yaml(OmegaConf.structured(cell.recipe)))
+    write_whole(cell.recipe_file, OmegaConf.to_yaml(OmegaConf.structured(cell.recipe)))
 
 
 def entrypoint(cell: Cell, evaluate: str) -> str:

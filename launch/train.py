@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import fcntl
 import json
 import sys
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from sandboxrl.data.errors import InputError
+from sandboxrl.data.files import held
 from sandboxrl.rl.config import Recipe, load_recipe, save_recipe
 
 MAY_CHANGE = ("steps", "out", "cluster", "num_workers", "evaluation", "checkpoint", "wandb", "save_trajectories_every")
@@ -62,11 +62,7 @@ def run_folder(recipe: Recipe, fresh: bool) -> Iterator[None]:
     if exists:
         check_same(recipe, resolved)
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{folder} is in use by another process; choose another name=…") from None
+    with held(folder, f"{folder} is in use by another process; choose another name=…"):
         save_recipe(recipe, resolved)
         try:
             yield

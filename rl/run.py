@@ -11,6 +11,7 @@ from typing import Any
 import ray
 
 from sandboxrl.data.errors import InputError, described, one_line
+from sandboxrl.data.files import write_whole
 from sandboxrl.data.prompt.arms import load_arm, render
 from sandboxrl.data.sources import load_sources
 from sandboxrl.data.stream import TaskStream, describe_dropped, drop_long
@@ -24,7 +25,7 @@ from sandboxrl.rl.cluster.connect import check_reachable, connect
 from sandboxrl.rl.config import Recipe
 from sandboxrl.rl.learner.checkpoint import Checkpoints
 from sandboxrl.rl.reports.page import write_report
-from sandboxrl.rl.reports.run_folder import Log, write_atomic
+from sandboxrl.rl.reports.run_folder import Log
 from sandboxrl.rl.start.config import START_PREFIX, named_start
 from sandboxrl.rl.trainer import RunFailed, train
 
@@ -133,9 +134,9 @@ async def train_run(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
     log = Log(recipe, step, TokenText(inputs.chat_format))
     for problem in checkpoints.problems:
         log.say(f"damaged, so the one before is used: {problem}")
-    write_atomic(recipe.run_dir / MODEL_FILE, inputs.model_dir)
-    write_atomic(recipe.run_dir / "sandbox.json", json.dumps(inputs.sandbox, indent=2) + "\n")
-    write_atomic(recipe.run_dir / COMMITS_FILE, json.dumps(inputs.commits, indent=2) + "\n")
+    write_whole(recipe.run_dir / MODEL_FILE, inputs.model_dir)
+    write_whole(recipe.run_dir / "sandbox.json", json.dumps(inputs.sandbox, indent=2) + "\n")
+    write_whole(recipe.run_dir / COMMITS_FILE, json.dumps(inputs.commits, indent=2) + "\n")
     log.say(_headline(recipe, inputs, step))
     for asked, commit in inputs.commits.items():
         log.say(f"data set {asked}: commit {commit}")

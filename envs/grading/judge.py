@@ -18,14 +18,13 @@ import asyncio
 import functools
 import hashlib
 import json
-import os
 import re
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sandboxrl.data.errors import InputError
+from sandboxrl.data.files import write_whole
 from sandboxrl.data.task import Task
 from sandboxrl.envs.grading.protocol import GraderFailed, Kind, Means, Rubric
 from sandboxrl.envs.grading.replies import MAX_ANSWER_CHARS, boxed_or_said, visible_reply
@@ -84,20 +83,14 @@ class ModelJudge:
                 verdict = rubric.read(text)
                 if verdict is not None:
                     if path is not None:
-                        _keep(path, {"verdict": verdict, "reply": text, "identity": self.identity})
+                        path.parent.mkdir(parents=True, exist_ok=True)
+                        row = {"verdict": verdict, "reply": text, "identity": self.identity}
+                        write_whole(path, json.dumps(row, ensure_ascii=False))
                     return verdict
         raise GraderFailed(f"judge {self.identity} gave no readable verdict, but {text[-200:]!r}")
 
     async def close(self) -> None:
         """The policy belongs to whoever made it."""
-
-
-def _keep(path: Path, row: dict[str, object]) -> None:
-    """Whole or not at all, also when two runs share the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-        json.dump(row, file, ensure_ascii=False)
-    os.replace(file.name, path)
 
 
 def read_physics(reply: str) -> float | None:

@@ -24,8 +24,8 @@ from ray.cluster_utils import Cluster
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from sandboxrl.data.errors import InputError, one_line
+from sandboxrl.data.files import write_whole
 from sandboxrl.rl.cluster.connect import guard_descendants
-from sandboxrl.rl.reports.run_folder import write_atomic
 
 POLL_S = 1.0
 AGENT_S = 120.0
@@ -48,7 +48,7 @@ def run_jobs(commands: Mapping[str, str], out: Path, parallel: int, cluster: str
                 while waiting and len(running) < parallel:
                     name = waiting.pop(0)
                     known[name] = running[name] = _start(client, name, address + commands[name], known.get(name, ""))
-                    write_atomic(out / "jobs.json", json.dumps(known, indent=2) + "\n")
+                    write_whole(out / "jobs.json", json.dumps(known, indent=2) + "\n")
                 for name, job in list(running.items()):
                     status = client.get_job_status(job)
                     if not status.is_terminal():
@@ -56,7 +56,7 @@ def run_jobs(commands: Mapping[str, str], out: Path, parallel: int, cluster: str
                     del running[name]
                     log = client.get_job_logs(job)
                     (out / name).mkdir(parents=True, exist_ok=True)
-                    write_atomic(out / name / "job.log", log)
+                    write_whole(out / name / "job.log", log)
                     if status != JobStatus.SUCCEEDED:
                         problems[name] = _reason(client, job, log)
                     left = len(waiting) + len(running)

@@ -8,7 +8,7 @@ trial's seed depends on nothing but the trial, so the results are those of an un
 """
 
 import asyncio
-import fcntl
+import contextlib
 import hashlib
 import json
 import os
@@ -20,6 +20,7 @@ from typing import Any
 
 from sandboxrl.data.benchmarks import Selection
 from sandboxrl.data.errors import InputError
+from sandboxrl.data.files import held, write_whole
 from sandboxrl.data.task import Task
 from sandboxrl.envs.policy.protocol import Policy
 from sandboxrl.envs.rollout import Environment, rollout
@@ -82,18 +83,11 @@ class ResultFolder:
         """Make the folder or take it up again. Raises InputError if it was made under other settings, or is in use."""
         path.mkdir(parents=True, exist_ok=True)
         self.path = path
-        self._lock = (path / ".lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock.close()
-            raise InputError(f"{path} is in use by another evaluation; name another --out") from None
-        try:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(held(path, f"{path} is in use by another evaluation; name another --out"))
             self._require_same(settings)
             self.done = {key: row["metadata"]["digest"] for key, row in self._mended()}
-        except BaseException:
-            self._lock.close()
-            raise
+            self._held = stack.pop_all()
         self._results = os.open(path / RESULTS, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         self._failures = os.open(path / FAILURES, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
 
@@ -155,7 +149,7 @@ class ResultFolder:
     def close(self) -> None:
         os.close(self._results)
         os.close(self._failures)
-        self._lock.close()
+        self._held.close()
 
 
 def _append(file: int, row: Mapping[str, Any]) -> None:
@@ -163,13 +157,6 @@ def _append(file: int, row: Mapping[str, Any]) -> None:
     while data:
         data = data[os.write(file, data) :]
     os.fsync(file)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Replace a file: its old or its new content, never a part."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
 
 
 def result_key(row: Mapping[str, Any]) -> Key:

@@ -27,6 +27,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 from sandboxrl.data.errors import InputError
+from sandboxrl.data.files import write_whole
 
 LEARNER = "learner"
 """The learner's part of a checkpoint folder."""
@@ -141,7 +142,7 @@ class Checkpoints:
 
     def protect(self, why: str, step: int) -> None:
         """Keep the checkpoint of `step` whatever its age, until another step is protected for the same reason."""
-        _write_whole(self._folder / PROTECTED, json.dumps(self.protected() | {why: step}).encode())
+        write_whole(self._folder / PROTECTED, json.dumps(self.protected() | {why: step}).encode())
 
     def protected(self) -> dict[str, int]:
         """Reason -> step, for example {"best": 40}. Raises InputError where the file is damaged."""
@@ -161,7 +162,7 @@ class Checkpoints:
     def _seal(self, half: Path, step: int) -> None:
         """Write the manifest of what is there, and all of it to the disk."""
         if not self.run_id():
-            _write_whole(self._run_dir / RUN_ID, uuid.uuid4().hex.encode())
+            write_whole(self._run_dir / RUN_ID, uuid.uuid4().hex.encode())
         files = {str(path.relative_to(half)): path for path in sorted(half.rglob("*")) if path.is_file()}
         content = {
             "run": self.run_id(),
@@ -169,7 +170,7 @@ class Checkpoints:
             "files": {name: {"bytes": files[name].stat().st_size, "sha256": sha256} for name, sha256 in _hash(files)},
         }
         flush(half)
-        _write_whole(half / MANIFEST, _sealed(content))
+        write_whole(half / MANIFEST, _sealed(content))
         flush(half, deep=False)
 
     def _retire(self, path: Path) -> None:
@@ -260,17 +261,6 @@ def _hash_file(path: Path) -> str:
         while block := file.read(READ_BYTES):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    """Whole or not at all, and on the disk."""
-    partial = path.with_name(f".{path.name}{HALF}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def flush(folder: Path, deep: bool = True) -> None:

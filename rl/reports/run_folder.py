@@ -8,7 +8,6 @@ runs/NAME/log.txt                            the lines of the terminal
 """
 
 import json
-import os
 import statistics
 import sys
 import time
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from sandboxrl.data.errors import InputError, one_line
+from sandboxrl.data.files import read_jsonl, write_jsonl, write_whole
 from sandboxrl.envs.trajectory import Group, StopReason, Trajectory
 from sandboxrl.rl.config import Recipe
 from sandboxrl.rl.learner.batch import Batch
@@ -48,7 +48,7 @@ class Log:
         self.recipe, self.dir, self.token_text, self.out = recipe, recipe.run_dir, token_text, out
         (self.dir / "trajectories").mkdir(parents=True, exist_ok=True)
         self.rows = [row for row in read_jsonl(self.dir / "metrics.jsonl") if row["step"] <= resume_step]
-        write_atomic(self.dir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.rows))
+        write_whole(self.dir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.rows))
         self.started = time.monotonic()
         self.last_error = "none"
         self.num_trajectories = sum(int(row.get("trajectories", 0)) for row in self.rows)
@@ -160,7 +160,7 @@ class Log:
             "dropped": self.num_dropped + self.step_counts["dropped"],
             "logprob_max": max((row.get("mismatch/logprob_max", 0.0) for row in self.rows), default=0.0),
         }
-        write_atomic(self.dir / "summary.json", json.dumps(summary, indent=2) + "\n")
+        write_whole(self.dir / "summary.json", json.dumps(summary, indent=2) + "\n")
         if self.wandb is not None:
             self.wandb.summary.update(summary)
             self.wandb.finish(exit_code=0 if status == "finished" else 1)
@@ -231,25 +231,6 @@ def _share(flags: Iterable[bool]) -> float:
     return sum(values) / len(values) if values else 0.0
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Rows of a file that a killed run may have left with half a last line."""
-    if not path.exists():
-        return []
-    *lines, torn = path.read_bytes().split(b"\n")  # what follows the last newline was never finished
-    return [json.loads(line) for line in lines]
-
-
-def write_jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows))
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text)
-    partial.replace(path)
-
-
 def _start_wandb(recipe: Recipe) -> Any:
     if recipe.wandb.mode == "disabled":
         return None
@@ -274,5 +255,5 @@ def _wandb_id(run_dir: Path) -> str:
     """Of this run folder: another run of the same name must not be appended to, and a continued one must."""
     file = run_dir / "wandb_id"
     if not file.exists():
-        write_atomic(file, uuid.uuid4().hex[:12])
+        write_whole(file, uuid.uuid4().hex[:12])
     return file.read_text()

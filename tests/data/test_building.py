@@ -7,19 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sandboxrl.data.building import (
-    BuildConfig,
-    Context,
-    Distractors,
-    Question,
-    build_tasks,
-    gives_away,
-    may_answer,
-    near_duplicates,
-    plain,
-    shown_before,
-    sketch,
-)
+from sandboxrl.data.building import build_tasks, gives_away, shown_before
+from sandboxrl.data.context import BuildConfig, Context, Question, plain
+from sandboxrl.data.distractors import Distractors, may_answer, near_duplicates, sketch
 from sandboxrl.data.errors import InputError
 from sandboxrl.data.reading import Rejected
 from sandboxrl.data.task import Task

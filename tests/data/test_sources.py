@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from sandboxrl.data.errors import InputError
-from sandboxrl.data.formats.forms import choice_question, free_reward, printed_letters
+from sandboxrl.data.formats.published import printed_letters
+from sandboxrl.data.formats.questions import choice_question, free_reward
 from sandboxrl.data.reading import Rejected
 from sandboxrl.data.sources import SOURCES, iter_source, load_source, load_sources, source_options
 from sandboxrl.data.task import Task

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from sandboxrl.rl.reports.run_folder import read_jsonl
+from sandboxrl.data.files import read_jsonl
 from tests.rl.tiny import byte_tokenizer, save, tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]

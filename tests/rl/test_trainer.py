@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
+from sandboxrl.data.files import read_jsonl
 from sandboxrl.data.stream import TaskStream
 from sandboxrl.data.task import Task
 from sandboxrl.envs.trajectory import Group, StopReason, Tokens, Trajectory, Turn
 from sandboxrl.rl.config import Recipe, load_recipe
 from sandboxrl.rl.learner.checkpoint import Checkpoints
-from sandboxrl.rl.reports.run_folder import Log, read_jsonl
+from sandboxrl.rl.reports.run_folder import Log
 from sandboxrl.rl.trainer import RunFailed, train
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from sandboxrl.data.formats.forms import R2E_PREPARE
+from sandboxrl.data.formats.r2e_gym import PREPARE
 from sandboxrl.data.prompt.arms import load_arm
 from sandboxrl.data.sources import load_source
 from sandboxrl.data.task import Task
@@ -239,7 +239,7 @@ def test_the_history_that_solves_the_task_is_gone_and_the_work_stays(tmp_path: P
     (tmp_path / "built.o").write_text("x")
     assert git(tmp_path, "cat-file", "-p", blob).stdout == TESTS
 
-    subprocess.run(["bash", "-ec", R2E_PREPARE], cwd=tmp_path, check=True, capture_output=True)
+    subprocess.run(["bash", "-ec", PREPARE], cwd=tmp_path, check=True, capture_output=True)
     assert git(tmp_path, "cat-file", "-p", blob, check=False).returncode != 0
     assert git(tmp_path, "log", "--all", "--format=%H").stdout == fault
     assert git(tmp_path, "tag").stdout == "" and git(tmp_path, "remote").stdout == ""

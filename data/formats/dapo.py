@@ -1,0 +1,36 @@
+"""A row of DAPO-Math-17k, in the original or the processed form."""
+
+from sandboxrl.data.files import digest
+from sandboxrl.data.formats.fields import text_field
+from sandboxrl.data.reading import Row
+from sandboxrl.data.task import Task
+
+_DAPO_FRAME = (
+    "Solve the following math problem step by step.",
+    'Remember to put your answer on its own line after "Answer:"',
+)
+"""How the original form opens its first line and its last one."""
+
+
+def dapo(where: str, row: Row) -> Task:
+    """A row of DAPO-Math-17k in the original or the processed form; the frame that asks for `Answer:` is taken off."""
+    prompt = row.get("prompt")
+    if isinstance(prompt, list):
+        prompt = next((m.get("content") for m in prompt if isinstance(m, dict) and m.get("role") == "user"), None)
+    problem = text_field({"prompt": prompt}, "prompt").strip()
+    first, _, rest = problem.partition("\n")
+    framed, _, last = rest.rpartition("\n")
+    if first.startswith(_DAPO_FRAME[0]) and last.startswith(_DAPO_FRAME[1]):
+        problem = framed.strip()
+    gold, graded = row.get("solution"), row.get("reward_model")
+    if gold is None and isinstance(graded, dict):
+        gold = graded.get("ground_truth")
+    extra = row.get("extra_info")
+    index = extra.get("index") if isinstance(extra, dict) else None
+    return Task(
+        id=str(index or digest(problem)),
+        source="math",
+        question=problem,
+        gold=text_field({"answer": gold}, "answer").strip(),
+        reward="math",
+    )
