@@ -1,4 +1,4 @@
-"""`sandboxrl export RUN [--step N] --out DIR`: a run's policy as a Hugging Face folder that vLLM serves."""
+"""`sandboxrl export RUN [--step N | --best] --out DIR`: a run's policy as a Hugging Face folder that vLLM serves."""
 
 import argparse
 import shlex
@@ -12,7 +12,9 @@ from sandboxrl.rl.engine.config import serve_command
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_dir", metavar="RUN", type=Path, help="a run folder, for example runs/tiny")
-    parser.add_argument("--step", type=int, help="which checkpoint; default: the newest that is whole")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--step", type=int, help="which checkpoint; default: the newest that is whole")
+    which.add_argument("--best", action="store_true", help="the one that scored highest; needs `checkpoint.best`")
     parser.add_argument("--out", type=Path, required=True, help="folder to write; must not exist yet")
 
 
@@ -28,7 +30,12 @@ def run(args: argparse.Namespace) -> int:
 
     checkpoints = Checkpoints(args.run_dir)
     steps = checkpoints.steps()
-    step = args.step if args.step is not None else checkpoints.newest_whole()
+    if args.best and "best" not in checkpoints.protected():
+        raise InputError(f"{args.run_dir} kept no best checkpoint: its recipe needs checkpoint.best: an evaluation set")
+    if args.best:
+        step = checkpoints.protected()["best"]
+    else:
+        step = args.step if args.step is not None else checkpoints.newest_whole()
     if step not in steps:
         raise InputError(f"{args.run_dir} has no checkpoint of step {step}; there are: {steps or 'none'}")
     if problem := checkpoints.problem(step):

@@ -12,7 +12,7 @@ import operator
 import re
 import textwrap
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -70,6 +70,9 @@ class CheckpointConfig:
     """Newest checkpoints kept; 0: all."""
     keep_every: int = 0
     """Checkpoints of steps that are a multiple of this stay as well; 0: none do."""
+    best: str = ""
+    """An evaluation set, for example heldout: the checkpoint that scores highest on it stays as well, and `export
+    --best` takes it. Every evaluated step is then saved. Empty: none is the best."""
 
 
 @dataclass(frozen=True)
@@ -152,6 +155,9 @@ class Recipe:
             value = operator.attrgetter(key)(self)
             if not value >= low:
                 raise InputError(f"{key}: must be at least {low}, not {value}")
+        if self.checkpoint.best and not (self.evaluation.every or self.evaluation.after):
+            raise InputError("checkpoint.best: has no effect without an evaluation after the start")
+        _ = self.learner_of_run  # raises where its schedule has no room for the warm-up
         if self.mode == "llm" and self.tool_set:
             raise InputError("tool_set: has no effect with mode: llm")
         if self.sampling.temperature == 0:
@@ -167,6 +173,15 @@ class Recipe:
     @property
     def run_dir(self) -> Path:
         return Path(self.out) / self.name
+
+    @property
+    def learner_of_run(self) -> LearnerConfig:
+        """The learner's settings with the length of this run in them, where its learning rate falls. A run that goes on
+        with more `steps` falls more slowly from there on."""
+        config = self.learner
+        if config.schedule == "constant" or config.schedule_steps or not self.steps:
+            return config
+        return replace(config, schedule_steps=self.steps * config.minibatches)
 
     @property
     def logprob_bound(self) -> tuple[str, float]:

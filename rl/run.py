@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 
-from sandboxrl.data.errors import InputError, described, one_line
+from sandboxrl.data.errors import InputError, described, nearest, one_line
 from sandboxrl.data.files import write_whole
 from sandboxrl.data.prompt.arms import load_arm, render
 from sandboxrl.data.sources import load_sources
@@ -67,6 +67,9 @@ def prepare(recipe: Recipe) -> Inputs:
     for name, weight in eval_weights.items():
         if weight != 1:
             raise InputError(f"tasks.eval.{name}.weight has no effect: each set is scored by itself")
+    best = recipe.checkpoint.best
+    if best and best not in eval_sets:
+        raise InputError(f"checkpoint.best: no set {best!r} among tasks.eval{nearest(best, eval_sets)}")
     asyncio.run(_check_gradable(recipe, itertools.chain(*train_sets.values(), *eval_sets.values())))
     model_dir = model_of_run(recipe, recipe.run_dir)
     chat_format = load_chat_format(model_dir, recipe)

@@ -132,6 +132,8 @@ async def train(
         while True:
             if wants_evaluation(recipe, step):
                 await evaluate(recipe, eval_sets, workers, log, step)
+                if recipe.checkpoint.best and (best := log.best_step(recipe.checkpoint.best, checkpoints.steps())):
+                    checkpoints.protect("best", best)
             if step >= recipe.steps:
                 return
             clock = log.clock()
@@ -148,7 +150,7 @@ async def train(
             probes = asyncio.create_task(workers.probe())
             clock.lap("time/sync_s")
             log.step(step, groups, batch, stats, clock)  # 4. report
-            if step == recipe.steps or due(step, recipe.checkpoint.every):
+            if wants_checkpoint(recipe, step):
                 state = in_flight.state()
                 await checkpoints.save(step, state, learners)  # 5. survive
                 log.journal.saved(step, state)
@@ -219,6 +221,12 @@ def wants_evaluation(recipe: Recipe, step: int) -> bool:
     if step == 0:
         return recipe.evaluation.before
     return (step == recipe.steps and recipe.evaluation.after) or due(step, recipe.evaluation.every)
+
+
+def wants_checkpoint(recipe: Recipe, step: int) -> bool:
+    """Every so many steps and after the last; where the best is kept, whatever is evaluated."""
+    best = bool(recipe.checkpoint.best) and wants_evaluation(recipe, step)
+    return best or step == recipe.steps or due(step, recipe.checkpoint.every)
 
 
 def due(step: int, every: int) -> bool:

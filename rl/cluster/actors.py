@@ -229,7 +229,7 @@ class RayLearners:
 
     async def start(self, version: int = 0, checkpoint: str = "") -> None:
         """Load the model, and the state of `checkpoint` where one is given."""
-        config, on_gpu = self._recipe.learner, self._recipe.learner.device != "cpu" and not on_cpu()
+        config, on_gpu = self._recipe.learner_of_run, self._recipe.learner.device != "cpu" and not on_cpu()
         options = {"num_cpus": int(on_gpu), "num_gpus": int(on_gpu)}
         environment = {"env_vars": {"OMP_NUM_THREADS": str(config.threads), "TOKENIZERS_PARALLELISM": "false"}}
         self._ranks = [

@@ -1,11 +1,13 @@
 """The `learner:` part of a recipe."""
 
+import math
 from dataclasses import dataclass
 
 from sandboxrl.data.errors import InputError, nearest
 
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("float32", "bfloat16")
+SCHEDULES = ("constant", "linear", "cosine")
 
 
 @dataclass(frozen=True)
@@ -17,9 +19,16 @@ class LearnerConfig:
     dtype: str = "float32"
     """Of activations and products: float32 | bfloat16. Parameters, gradients and optimizer state are always float32."""
     learning_rate: float = 1e-6
-    """Of AdamW, constant after the warm-up."""
+    """Of AdamW, at its highest."""
     warmup_steps: int = 0
-    """Optimizer steps over which the learning rate rises linearly to its constant value."""
+    """Optimizer steps over which the learning rate rises linearly to its highest value."""
+    schedule: str = "constant"
+    """How the learning rate goes on after the warm-up: constant | linear | cosine (both fall to the floor)."""
+    schedule_floor: float = 0.0
+    """Where a falling learning rate ends, as a share of the highest."""
+    schedule_steps: int = 0
+    """Optimizer steps, the warm-up included, after which a falling learning rate is at its floor and stays there; 0:
+    those of the whole run, steps x minibatches."""
     weight_decay: float = 0.01
     """Decoupled, on every parameter."""
     beta1: float = 0.9
@@ -42,14 +51,14 @@ class LearnerConfig:
     """A collective that waits longer for another rank fails. The first one waits until rank 0 has read the model."""
 
     def __post_init__(self) -> None:
-        for name, valid in (("device", DEVICES), ("dtype", DTYPES)):
+        for name, valid in (("device", DEVICES), ("dtype", DTYPES), ("schedule", SCHEDULES)):
             value = getattr(self, name)
             if value not in valid:
                 raise InputError(f"learner.{name}: unknown value {value!r}{nearest(str(value), valid)}")
         for name in ("world_size", "minibatches", "max_tokens_per_row", "logprob_chunk", "threads"):
             if getattr(self, name) < 1:
                 raise InputError(f"learner.{name} must be at least 1")
-        for name in ("learning_rate", "weight_decay", "warmup_steps"):
+        for name in ("learning_rate", "weight_decay", "warmup_steps", "schedule_steps"):
             if getattr(self, name) < 0:
                 raise InputError(f"learner.{name} must not be negative")
         for name in ("beta1", "beta2"):
@@ -58,3 +67,27 @@ class LearnerConfig:
         for name in ("max_grad_norm", "timeout_s"):
             if getattr(self, name) <= 0:
                 raise InputError(f"learner.{name} must be above 0")
+        if not 0 <= self.schedule_floor < 1:
+            raise InputError("learner.schedule_floor must lie in [0, 1)")
+        for name in ("schedule_floor", "schedule_steps"):
+            if self.schedule == "constant" and getattr(self, name):
+                raise InputError(f"learner.{name} has an effect only with schedule linear or cosine")
+        if self.schedule_steps and self.schedule_steps <= self.warmup_steps:
+            raise InputError(
+                f"learner.warmup_steps: {self.warmup_steps} leaves nothing of a schedule of {self.schedule_steps} "
+                "optimizer steps"
+            )
+
+
+def learning_rate(config: LearnerConfig, num_updates: int) -> float:
+    """Of the optimizer step after `num_updates` of them. Raises ValueError for a schedule that does not say when it
+    ends: `Recipe.learner_of_run` knows."""
+    rise = min(1.0, (num_updates + 1) / config.warmup_steps) if config.warmup_steps else 1.0
+    if config.schedule == "constant":
+        return config.learning_rate * rise
+    if not config.schedule_steps:
+        raise ValueError(f"schedule {config.schedule} needs schedule_steps")
+    done = (num_updates - config.warmup_steps) / (config.schedule_steps - config.warmup_steps)
+    done = min(1.0, max(0.0, done))
+    left = 1 - done if config.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
+    return config.learning_rate * rise * (config.schedule_floor + (1 - config.schedule_floor) * left)

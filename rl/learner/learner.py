@@ -31,7 +31,7 @@ from sandboxrl.data.errors import InputError
 from sandboxrl.rl.grpo import LossConfig, k3, token_loss
 from sandboxrl.rl.learner.batch import Row
 from sandboxrl.rl.learner.checkpoint import LEARNER
-from sandboxrl.rl.learner.config import LearnerConfig
+from sandboxrl.rl.learner.config import LearnerConfig, learning_rate
 from sandboxrl.rl.learner.model import load_policy, named_weights, shard
 from sandboxrl.rl.learner.weights import Publisher, free_port, full
 
@@ -229,16 +229,11 @@ class Learner:
                 f"are not finite, loss {total['loss']:g}, gradient norm {grad_norm:g}"
             )
         for group in self.optimizer.param_groups:
-            group["lr"] = self._learning_rate()
+            group["lr"] = learning_rate(self.config, self.num_updates)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.num_updates += 1
         return grad_norm
-
-    def _learning_rate(self) -> float:
-        """Of the next update."""
-        ramp = (self.num_updates + 1) / self.config.warmup_steps if self.config.warmup_steps else 1.0
-        return self.config.learning_rate * min(1.0, ramp)
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(np.array(array)).to(self.device)

@@ -175,6 +175,11 @@ class Log:
                     scores.setdefault(row["step"], {})[key.split("/")[1]] = value
         return scores
 
+    def best_step(self, name: str, steps: Sequence[int]) -> int:
+        """Of `steps`, the one with the highest score on the evaluation set `name`; the later of two equals; 0: none."""
+        scores = {step: found[name] for step, found in self.eval_scores().items() if step in steps and name in found}
+        return max(scores, key=lambda step: (scores[step], step), default=0)
+
     def say(self, line: str) -> None:
         print(line, file=self.out, flush=True)
         with (self.dir / "log.txt").open("a") as file:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from sandboxrl.data.errors import InputError
 from sandboxrl.data.files import read_jsonl
 from sandboxrl.data.stream import TaskStream
 from sandboxrl.data.task import Task
@@ -16,6 +17,7 @@ from sandboxrl.envs.trajectory import Group, StopReason, Tokens, Trajectory, Tur
 from sandboxrl.rl.config import Recipe, load_recipe
 from sandboxrl.rl.learner.checkpoint import Checkpoints
 from sandboxrl.rl.reports.run_folder import Log
+from sandboxrl.rl.run import prepare
 from sandboxrl.rl.trainer import RunFailed, train
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -208,3 +210,40 @@ def test_an_evaluation_that_the_machine_lost_has_no_score(tmp_path: Path) -> Non
     with pytest.raises(RunFailed, match="every trajectory was lost"):
         run(recipe_in(tmp_path, "steps=0"), Lost(), CountingLearners())
     assert read_jsonl(tmp_path / "run/metrics.jsonl") == []
+
+
+class ScoringWorkers(CountingWorkers):
+    """Score `scores[step]` in the evaluation of a step."""
+
+    def __init__(self, scores: dict[int, float]) -> None:
+        super().__init__()
+        self.scores = scores
+
+    async def evaluate(self, tasks: Sequence[Task], step: int) -> list[Trajectory]:
+        return [trajectory(task, self.scores[step], self.version) for task in tasks]
+
+
+def test_the_best_checkpoint_stays_and_every_evaluated_step_is_one(tmp_path: Path) -> None:
+    scores = {0: 0.9, 2: 0.4, 4: 0.8, 6: 0.8, 8: 0.3, 10: 0.5}
+    keys = ["checkpoint.best=set", "checkpoint.keep=1", "checkpoint.every=3", "evaluation.every=2", "steps=10"]
+    recipe = recipe_in(tmp_path, *keys)
+    run(recipe, ScoringWorkers(scores), CountingLearners())
+    checkpoints = Checkpoints(recipe.run_dir)
+    assert checkpoints.steps() == [6, 10]  # the later of two equals; the untrained model is no checkpoint
+    assert checkpoints.protected()["best"] == 6
+
+
+def test_a_run_that_goes_on_remembers_its_best(tmp_path: Path) -> None:
+    keys = ["checkpoint.best=set", "checkpoint.keep=1", "checkpoint.every=0", "evaluation.every=2"]
+    recipe = recipe_in(tmp_path, *keys, "steps=4")
+    run(recipe, ScoringWorkers({0: 0.1, 2: 0.9, 4: 0.2}), CountingLearners())
+    longer = recipe_in(tmp_path, *keys, "steps=8")
+    run(longer, ScoringWorkers({6: 0.3, 8: 0.4}), CountingLearners())
+    assert Checkpoints(recipe.run_dir).steps() == [2, 8]
+
+
+def test_a_best_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="without an evaluation"):
+        recipe_in(tmp_path, "checkpoint.best=set", "evaluation.after=false")
+    with pytest.raises(InputError, match="did you mean 'heldout'"):
+        prepare(recipe_in(tmp_path, "checkpoint.best=heldot", "sandbox.backend=bubblewrap"))
