@@ -12,11 +12,14 @@ import ast
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import os
+import queue
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +29,8 @@ from typing import Any, TypeVar
 from sandboxrl.data.errors import InputError, described, nearest
 
 T = TypeVar("T")
+CALL_S = 60.0
+"""What one call of a user's own function may take, where it has no limit of its own."""
 MAX_CODE_BYTES = 4 << 20
 """Of the Python files beside a user's file, together: all of them travel."""
 _FORM = re.compile(r"(?P<where>[^:]+):(?P<name>[A-Za-z_]\w*)")
@@ -73,6 +78,45 @@ def digest(value: str, key: str = "") -> str:
     for part in _sources(Path(str(module.__file__))):
         found.update(part.name.encode() + b"\0" + part.read_bytes())
     return found.hexdigest()[:16]
+
+
+class OwnCodeFailed(Exception):
+    """A user's own code raised, hung or gave back what it must not. One line says which part and how; the traceback is
+    that of the cause."""
+
+
+def called(key: str, function: Callable[..., T], *arguments: Any, timeout_s: float = CALL_S) -> T:
+    """`function(*arguments)`, in a thread that is left behind when it takes too long. Raises OwnCodeFailed."""
+    outcome: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            outcome.put((True, function(*arguments)))
+        except Exception as error:
+            outcome.put((False, error))
+
+    threading.Thread(target=work, daemon=True, name=key).start()
+    try:
+        done, found = outcome.get(timeout=timeout_s)
+    except queue.Empty:
+        raise OwnCodeFailed(f"{key} did not return within {timeout_s:g} s") from None
+    if not done:
+        raise OwnCodeFailed(f"{key} raised {described(found)}") from found
+    result: T = found
+    return result
+
+
+def takes(found: Any, arguments: Sequence[str]) -> str:
+    """What keeps `found` from being called with so many positional arguments; empty: nothing."""
+    if not callable(found):
+        return f"must be a function of ({', '.join(arguments)}), not {type(found).__name__}"
+    try:
+        inspect.signature(found).bind(*arguments)
+    except TypeError:
+        return f"must take ({', '.join(arguments)}), not {inspect.signature(found)}"
+    except ValueError:  # a function of C that tells no signature
+        return ""
+    return ""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from sandboxrl.data.errors import InputError
 from sandboxrl.data.files import held
 from sandboxrl.rl.config import Recipe, load_recipe, save_recipe
+from sandboxrl.rl.own_code import check_code, with_code
 
 MAY_CHANGE = ("steps", "out", "cluster", "num_workers", "evaluation", "checkpoint", "wandb", "save_trajectories_every")
 """Keys that a continued run may change; any other makes it another experiment."""
@@ -26,7 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    recipe = out_of_job(load_recipe(args.recipe, args.overrides), Path.cwd())
+    recipe = with_code(out_of_job(load_recipe(args.recipe, args.overrides), Path.cwd()))
     from sandboxrl.rl.run import prepare, train_run  # heavy: tokenizers, Ray
 
     with run_folder(recipe, args.fresh):
@@ -35,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
             return 0
         inputs = prepare(recipe)  # everything that can be wrong with the input, before anything is started
         summary = asyncio.run(train_run(recipe, inputs))
-    return 0 if summary["status"] == "finished" else 1
+    return 0 if summary["status"].startswith(("finished", "stopped")) else 1
 
 
 def is_finished(recipe: Recipe) -> bool:
@@ -74,7 +75,9 @@ def run_folder(recipe: Recipe, fresh: bool) -> Iterator[None]:
 
 def check_same(recipe: Recipe, resolved: Path) -> None:
     """A run is continued only under the recipe that started it."""
-    old, new = (dict(leaves(OmegaConf.structured(one))) for one in (load_recipe(resolved), recipe))
+    known = load_recipe(resolved)
+    check_code(recipe, known.code)
+    old, new = (dict(leaves(OmegaConf.structured(one))) for one in (known, recipe))
     for key in sorted(old.keys() | new.keys()):
         if key.partition(".")[0] not in MAY_CHANGE and old.get(key) != new.get(key):
             raise InputError(

@@ -20,6 +20,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sandboxrl.data.errors import InputError, nearest, one_line
+from sandboxrl.data.plugin import anchored
 from sandboxrl.envs.grading.grader import GraderConfig
 from sandboxrl.envs.policy.protocol import Sampling
 from sandboxrl.envs.rollout import RolloutLimits
@@ -99,6 +100,8 @@ class Recipe:
     """The prompt arm: a file of `data/prompt/templates/`."""
     tool_set: str = ""
     """`paper`, `reference` or `compact`; empty: the arm's own."""
+    tools: list[str] = field(default_factory=list)
+    """Tools of the set and of your own (`my_tools.py:search`), in the order they are shown; empty: all of the set."""
     groups_per_step: int = 8
     """Tasks in one batch."""
     group_size: int = 8
@@ -132,6 +135,10 @@ class Recipe:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
+    hooks: list[str] = field(default_factory=list)
+    """Your own functions, called with each step's groups: they add columns to the metrics or stop the run."""
+    code: dict[str, str] = field(default_factory=dict)
+    """Digests of the code of your own that the recipe names; noted by the run, not to be set."""
 
     def __post_init__(self) -> None:
         for key, low in (
@@ -158,8 +165,9 @@ class Recipe:
         if self.checkpoint.best and not (self.evaluation.every or self.evaluation.after):
             raise InputError("checkpoint.best: has no effect without an evaluation after the start")
         _ = self.learner_of_run  # raises where its schedule has no room for the warm-up
-        if self.mode == "llm" and self.tool_set:
-            raise InputError("tool_set: has no effect with mode: llm")
+        for key in ("tool_set", "tools"):
+            if self.mode == "llm" and getattr(self, key):
+                raise InputError(f"{key}: has no effect with mode: llm")
         if self.sampling.temperature == 0:
             raise InputError("sampling.temperature: must be above 0, there is nothing to learn from one certain answer")
         if self.group_size == 1 and self.loss.advantage == "leave_one_out":
@@ -198,7 +206,7 @@ class Recipe:
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """YAML file and `a.b=c` words -> Recipe. Raises InputError: one line that says what, where and the nearest key."""
     path = Path(path)
-    layers = [*_read_layers(path, seen=()), _read_overrides(overrides)]
+    layers = [*_read_layers(path, seen=()), _anchored(_read_overrides(overrides), Path.cwd())]
     for layer in layers:
         _check_keys(Recipe, OmegaConf.to_container(layer), path)
     _replace_task_sets(layers)
@@ -236,7 +244,20 @@ def _read_layers(path: Path, seen: tuple[Path, ...]) -> list[Any]:
         raise InputError(f"{path}: a recipe is a mapping of keys to values")
     base = layer.pop("extends", None)
     below = _read_layers(path.parent / str(base), (*seen, path.resolve())) if base else []
-    return [*below, layer]
+    return [*below, _anchored(layer, path.parent)]
+
+
+def _anchored(layer: Any, folder: Path) -> Any:
+    """The layer with the files of a user's own code (`my_tools.py:search`) made absolute."""
+
+    def walk(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: walk(below) for key, below in value.items()}
+        if isinstance(value, list):
+            return [walk(below) for below in value]
+        return anchored(value, folder) if isinstance(value, str) else value
+
+    return OmegaConf.create(walk(OmegaConf.to_container(layer)))
 
 
 def _replace_task_sets(layers: list[Any]) -> None:

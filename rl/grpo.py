@@ -17,17 +17,16 @@ import torch.
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
-from sandboxrl.data.errors import InputError, nearest
+from sandboxrl.data.errors import InputError, described, nearest
+from sandboxrl.data.plugin import OwnCodeFailed, called, is_own, plugged, takes
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-ADVANTAGES = ("leave_one_out", "mean_centred", "group_std", "length_weighted")
-POLICY_LOSSES = ("clip", "cispo", "gspo", "dppo")
 AGGREGATIONS = (
     "sequence_mean_token_sum",
     "sequence_mean_token_sum_norm",
@@ -50,9 +49,9 @@ EQUAL_REWARDS = 1e-9
 @dataclass(frozen=True)
 class LossConfig:
     advantage: str = "leave_one_out"
-    """leave_one_out (RLOO) | mean_centred (Dr.GRPO) | group_std (GRPO) | length_weighted (OPO)."""
+    """leave_one_out (RLOO) | mean_centred (Dr.GRPO) | group_std (GRPO) | length_weighted (OPO) | file.py:function."""
     policy_loss: str = "clip"
-    """clip (PPO with two bounds) | cispo | gspo | dppo (probability-difference mask)."""
+    """clip (PPO with two bounds) | cispo | gspo | dppo (probability-difference mask) | file.py:function."""
     clip_low: float = 0.2
     """Lower bound: the ratio is clipped at 1 - clip_low. With dppo: largest fall in probability."""
     clip_high: float = 0.28
@@ -79,8 +78,6 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         for name, valid in (
-            ("advantage", ADVANTAGES),
-            ("policy_loss", POLICY_LOSSES),
             ("aggregation", AGGREGATIONS),
             ("overlong", OVERLONG),
             ("old_logprobs", OLD_LOGPROBS),
@@ -89,6 +86,10 @@ class LossConfig:
             value = getattr(self, name)
             if value not in valid:
                 raise InputError(f"loss.{name}: unknown value {value!r}{nearest(str(value), valid)}")
+        for name, table in (("advantage", ADVANTAGES), ("policy_loss", POLICY_LOSSES)):
+            value = getattr(self, name)
+            if not is_own(value) and value not in table:
+                raise InputError(f"loss.{name}: unknown value {value!r}{nearest(str(value), table)}")
         _require(0 < self.clip_low < 1, "loss.clip_low must lie between 0 and 1")
         _require(self.clip_high > 0, "loss.clip_high must be above 0")
         _require(self.dual_clip == 0 or self.dual_clip > 1, "loss.dual_clip must be above 1, or 0 for off")
@@ -131,31 +132,64 @@ def informative(rewards: Sequence[float]) -> bool:
 
 
 def advantages(rewards: Sequence[float], estimator: str, lengths: Sequence[int] = ()) -> list[float]:
-    """Advantages of one group. `rewards` and `lengths` (sampled tokens, for length_weighted) are per trajectory.
+    """Advantages of one group. `rewards` and `lengths` (sampled tokens) are per trajectory; `estimator` is one of
+    ADVANTAGES or a function of one's own with the same arguments.
 
     A group without signal gets exact zeros. That includes a group of one: with nothing to compare with, its raw reward
-    would be trained on as if every other trajectory had scored 0.
-
-    | estimator       | A_i                                        | source                              |
-    |-----------------|--------------------------------------------|-------------------------------------|
-    | leave_one_out   | R_i - mean of the others                   | RLOO, arXiv 2402.14740; LOOP 2502.01600 |
-    | mean_centred    | R_i - mean                                 | Dr.GRPO, arXiv 2503.20783           |
-    | group_std       | (R_i - mean) / (std + 1e-6), std over n-1  | GRPO, arXiv 2402.03300              |
-    | length_weighted | R_i - sum_j l_j R_j / sum_j l_j            | OPO, arXiv 2505.23585               |
+    would be trained on as if every other trajectory had scored 0. Raises InputError for an estimator that is not there,
+    OwnCodeFailed for one that gives back anything but a finite number for each trajectory.
     """
     if not informative(rewards):
         return [0.0] * len(rewards)
+    found = find_advantage(estimator)
+    if estimator in ADVANTAGES:
+        return found(rewards, lengths)
+    key = f"loss.advantage {estimator}"
+    values = called(key, found, list(rewards), list(lengths))
+    try:
+        values = [float(value) for value in values]
+    except (TypeError, ValueError):
+        raise OwnCodeFailed(f"{key} gave back {values!r:.80}, not a number for each trajectory") from None
+    if len(values) != len(rewards) or not all(map(math.isfinite, values)):
+        raise OwnCodeFailed(f"{key} gave back {values!r:.80} for {len(rewards)} trajectories, not a finite number each")
+    return values
+
+
+def leave_one_out(rewards: Sequence[float], lengths: Sequence[int]) -> list[float]:
+    """R_i - mean of the others. RLOO, arXiv 2402.14740; LOOP, 2502.01600."""
     total, count = math.fsum(rewards), len(rewards)
-    if estimator == "leave_one_out":
-        return [reward - (total - reward) / (count - 1) for reward in rewards]
-    if estimator == "mean_centred":
-        return [reward - total / count for reward in rewards]
-    if estimator == "group_std":
-        return standardised(rewards)
-    if estimator == "length_weighted":
-        baseline = math.fsum(n * r for n, r in zip(lengths, rewards, strict=True)) / sum(lengths)
-        return [reward - baseline for reward in rewards]
-    raise InputError(f"unknown advantage {estimator!r}{nearest(estimator, ADVANTAGES)}")
+    return [reward - (total - reward) / (count - 1) for reward in rewards]
+
+
+def mean_centred(rewards: Sequence[float], lengths: Sequence[int]) -> list[float]:
+    """R_i - mean. Dr.GRPO, arXiv 2503.20783."""
+    mean = math.fsum(rewards) / len(rewards)
+    return [reward - mean for reward in rewards]
+
+
+def group_std(rewards: Sequence[float], lengths: Sequence[int]) -> list[float]:
+    """(R_i - mean) / (std + 1e-6), std over n - 1. GRPO, arXiv 2402.03300."""
+    return standardised(rewards)
+
+
+def length_weighted(rewards: Sequence[float], lengths: Sequence[int]) -> list[float]:
+    """R_i - sum_j l_j R_j / sum_j l_j. OPO, arXiv 2505.23585."""
+    baseline = math.fsum(n * r for n, r in zip(lengths, rewards, strict=True)) / sum(lengths)
+    return [reward - baseline for reward in rewards]
+
+
+Advantage = Callable[[Sequence[float], Sequence[int]], list[float]]
+ADVANTAGES: dict[str, Advantage] = {
+    "leave_one_out": leave_one_out,
+    "mean_centred": mean_centred,
+    "group_std": group_std,
+    "length_weighted": length_weighted,
+}
+
+
+def find_advantage(name: str) -> Advantage:
+    """Raises InputError."""
+    return plugged(name, ADVANTAGES, "loss.advantage", lambda found: takes(found, ("rewards", "lengths")))
 
 
 def standardised(values: Sequence[float], ddof: int = 1, epsilon: float = 1e-6) -> list[float]:
@@ -209,40 +243,102 @@ def token_loss(
     """Loss of every sampled token and whether a bound holds it (True). All arguments have shape [tokens].
 
     `logprobs` carries the gradient, `old` and `engine` do not; `trajectory` numbers the trajectory of each token from 0
-    (whole trajectories only: gspo and importance `sequence` take sums over them).
-
-    clip   max(-A r, -A clip(r, 1 - low, 1 + high)); where A < 0 and dual_clip is on, at most -A dual_clip.
-           PPO arXiv 1707.06347, two bounds DAPO 2503.14476, dual clip 1912.09729.
-    gspo   clip, with r the geometric mean of the ratios of the trajectory. GSPO 2507.18071.
-    cispo  -sg[min(r, 1 + high)] A logp. CISPO 2506.13585.
-    dppo   -keep A r + 1e-3 log(r)^2, keep = 0 where A > 0 and p - p_old > high, or A < 0 and p_old - p > low.
-           The default of PrimeIntellect's prime-rl; the quadratic term stays on tokens that are not kept.
+    (whole trajectories only: gspo and importance `sequence` take sums over them). `config.policy_loss` is one of
+    POLICY_LOSSES or a function of one's own with their arguments: there `old` is what the ratio is taken against.
+    Raises InputError for one that is not there, OwnCodeFailed for one that raises or gives back other shapes.
     """
-    log_ratio = logprobs - old
-    if config.policy_loss == "gspo":
-        mean = per_trajectory(log_ratio.detach(), trajectory, mean=True)
-        log_ratio = mean + logprobs - logprobs.detach()
-    clamped = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
-    ratio = clamped.exp()
-    if config.policy_loss == "dppo":
-        rise = logprobs.detach().exp() - old.exp()
-        cut = ((advantages > 0) & (rise > config.clip_high)) | ((advantages < 0) & (rise < -config.clip_low))
-        loss = -(ratio * advantages).masked_fill(cut, 0.0) + DPPO_TAU * clamped**2
-    elif config.policy_loss == "cispo":
-        cap = 1 + config.clip_high
-        cut = ratio > cap
-        loss = -ratio.detach().clamp(max=cap) * advantages * logprobs
+    policy_loss = find_policy_loss(config.policy_loss)
+    if config.policy_loss in POLICY_LOSSES:
+        loss, cut = policy_loss(logprobs, old, advantages, trajectory, config)
     else:
-        bounded = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
-        loss = (-advantages * ratio).maximum(-advantages * bounded)
-        cut = (advantages * (ratio - bounded)) > 0
-        if config.dual_clip:
-            limit = -advantages * config.dual_clip
-            over = (advantages < 0) & (loss > limit)
-            loss, cut = limit.where(over, loss), cut | over
+        loss, cut = _own_loss(policy_loss, logprobs, old, advantages, trajectory, config)
     if config.importance != "none":
         loss = loss * importance_weights(old, engine, trajectory, config)
     return loss, cut
+
+
+def _own_loss(
+    policy_loss: "PolicyLoss",
+    logprobs: "Tensor",
+    old: "Tensor",
+    advantages: "Tensor",
+    trajectory: "Tensor",
+    config: LossConfig,
+) -> tuple["Tensor", "Tensor"]:
+    key = f"loss.policy_loss {config.policy_loss}"
+    try:
+        loss, cut = policy_loss(logprobs, old, advantages, trajectory, config)
+        shapes = tuple(loss.shape), tuple(cut.shape)
+    except Exception as error:
+        raise OwnCodeFailed(f"{key}: {described(error)}") from error
+    if shapes != (tuple(logprobs.shape),) * 2:
+        raise OwnCodeFailed(
+            f"{key} gave back shapes {shapes} for {tuple(logprobs.shape)} tokens: (loss, held) expected"
+        )
+    return loss, cut
+
+
+def clip(
+    logprobs: "Tensor", old: "Tensor", advantages: "Tensor", trajectory: "Tensor", config: LossConfig
+) -> tuple["Tensor", "Tensor"]:
+    """max(-A r, -A clip(r, 1 - low, 1 + high)); where A < 0 and dual_clip is on, at most -A dual_clip.
+
+    PPO, arXiv 1707.06347; two bounds: DAPO, 2503.14476; dual clip: 1912.09729."""
+    return _clipped(logprobs - old, advantages, config)
+
+
+def gspo(
+    logprobs: "Tensor", old: "Tensor", advantages: "Tensor", trajectory: "Tensor", config: LossConfig
+) -> tuple["Tensor", "Tensor"]:
+    """`clip`, with r the geometric mean of the ratios of the trajectory. GSPO, arXiv 2507.18071."""
+    mean = per_trajectory((logprobs - old).detach(), trajectory, mean=True)
+    return _clipped(mean + logprobs - logprobs.detach(), advantages, config)
+
+
+def cispo(
+    logprobs: "Tensor", old: "Tensor", advantages: "Tensor", trajectory: "Tensor", config: LossConfig
+) -> tuple["Tensor", "Tensor"]:
+    """-sg[min(r, 1 + high)] A logp. CISPO, arXiv 2506.13585."""
+    ratio, cap = _clamped(logprobs - old).exp(), 1 + config.clip_high
+    return -ratio.detach().clamp(max=cap) * advantages * logprobs, ratio > cap
+
+
+def dppo(
+    logprobs: "Tensor", old: "Tensor", advantages: "Tensor", trajectory: "Tensor", config: LossConfig
+) -> tuple["Tensor", "Tensor"]:
+    """-keep A r + 1e-3 log(r)^2, keep = 0 where A > 0 and p - p_old > high, or A < 0 and p_old - p > low.
+
+    The default of PrimeIntellect's prime-rl; the quadratic term stays on tokens that are not kept."""
+    clamped = _clamped(logprobs - old)
+    rise = logprobs.detach().exp() - old.exp()
+    cut = ((advantages > 0) & (rise > config.clip_high)) | ((advantages < 0) & (rise < -config.clip_low))
+    return -(clamped.exp() * advantages).masked_fill(cut, 0.0) + DPPO_TAU * clamped**2, cut
+
+
+def _clipped(log_ratio: "Tensor", advantages: "Tensor", config: LossConfig) -> tuple["Tensor", "Tensor"]:
+    ratio = _clamped(log_ratio).exp()
+    bounded = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
+    loss = (-advantages * ratio).maximum(-advantages * bounded)
+    cut = (advantages * (ratio - bounded)) > 0
+    if config.dual_clip:
+        limit = -advantages * config.dual_clip
+        over = (advantages < 0) & (loss > limit)
+        loss, cut = limit.where(over, loss), cut | over
+    return loss, cut
+
+
+def _clamped(log_ratio: "Tensor") -> "Tensor":
+    return log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+
+
+PolicyLoss = Callable[["Tensor", "Tensor", "Tensor", "Tensor", LossConfig], tuple["Tensor", "Tensor"]]
+POLICY_LOSSES: dict[str, PolicyLoss] = {"clip": clip, "cispo": cispo, "gspo": gspo, "dppo": dppo}
+
+
+def find_policy_loss(name: str) -> PolicyLoss:
+    """Raises InputError."""
+    arguments = ("logprobs", "old", "advantages", "trajectory", "config")
+    return plugged(name, POLICY_LOSSES, "loss.policy_loss", lambda found: takes(found, arguments))
 
 
 def importance_weights(old: "Tensor", engine: "Tensor", trajectory: "Tensor", config: LossConfig) -> "Tensor":

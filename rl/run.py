@@ -12,6 +12,7 @@ import ray
 
 from sandboxrl.data.errors import InputError, described, nearest, one_line
 from sandboxrl.data.files import write_whole
+from sandboxrl.data.plugin import OwnCodeFailed
 from sandboxrl.data.prompt.arms import load_arm, render
 from sandboxrl.data.sources import load_sources
 from sandboxrl.data.stream import TaskStream, describe_dropped, drop_long
@@ -23,11 +24,12 @@ from sandboxrl.envs.tools.tool_set import tool_set
 from sandboxrl.rl.cluster.actors import RayLearners, RayWorkers
 from sandboxrl.rl.cluster.connect import check_reachable, connect
 from sandboxrl.rl.config import Recipe
+from sandboxrl.rl.hooks import load_hooks
 from sandboxrl.rl.learner.checkpoint import Checkpoints
 from sandboxrl.rl.reports.page import write_report
 from sandboxrl.rl.reports.run_folder import Log
 from sandboxrl.rl.start.config import START_PREFIX, named_start
-from sandboxrl.rl.trainer import RunFailed, train
+from sandboxrl.rl.trainer import RunFailed, Work, train
 
 MODEL_FILE = "model_dir"
 """In a run folder: the path of the model folder that it started from."""
@@ -58,7 +60,7 @@ def prepare(recipe: Recipe) -> Inputs:
     arm = load_arm(recipe.prompt)
     schemas, sandbox = [], {}
     if recipe.mode == "sandbox":
-        schemas = tool_set(recipe.tool_set or arm.tool_set).schemas()
+        schemas = tool_set(recipe.tool_set or arm.tool_set, recipe.tools).schemas()
         sandbox = asyncio.run(_check_backend(recipe))
     noted = recipe.run_dir / COMMITS_FILE  # a run that goes on reads what it began with
     commits: dict[str, str] = json.loads(noted.read_text()) if noted.is_file() else {}
@@ -151,13 +153,14 @@ async def train_run(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
         workers, learners = RayWorkers(recipe, inputs.model_dir, log), RayLearners(recipe, inputs.model_dir, log)
         try:
             await asyncio.gather(workers.start(), learners.start(step, str(checkpoints.path(step)) if step else ""))
-            await train(recipe, inputs.train, inputs.eval_sets, workers, learners, checkpoints, log)
-            status = "finished"
+            work = Work(inputs.train, inputs.eval_sets, load_hooks(recipe.hooks), log.eval_scores())
+            stopped = await train(recipe, work, workers, learners, checkpoints, log)
+            status = f"stopped: {stopped}" if stopped else "finished"
         finally:
             await workers.stop()
             await learners.stop()
             ray.shutdown()
-    except RunFailed as error:
+    except (RunFailed, OwnCodeFailed) as error:
         status = f"failed: {error}"
     except Exception as error:
         status = f"failed: {described(error)}"

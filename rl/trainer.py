@@ -12,6 +12,7 @@ This file never names Ray, torch or vLLM: `Workers` and `Learners` are faces ove
 """
 
 import asyncio
+import statistics
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ from sandboxrl.data.task import Task
 from sandboxrl.envs.trajectory import Group, Tokens, Trajectory
 from sandboxrl.rl.config import Recipe
 from sandboxrl.rl.grpo import informative
+from sandboxrl.rl.hooks import Hooks
 from sandboxrl.rl.learner.batch import Batch, build_batch
 from sandboxrl.rl.learner.checkpoint import Checkpoints
 from sandboxrl.rl.reports.events import Journal
@@ -112,30 +114,37 @@ class InFlight:
             self._start(index, Task.from_json(task))
 
 
+@dataclass(frozen=True)
+class Work:
+    """What a run trains on and is measured by."""
+
+    tasks: TaskStream
+    eval_sets: Mapping[str, Sequence[Task]]
+    hooks: Hooks = field(default_factory=lambda: Hooks({}))
+    scores: dict[int, dict[str, float]] = field(default_factory=dict)
+    """step -> set -> score, those of an earlier part of the run included."""
+
+
 async def train(
-    recipe: Recipe,
-    tasks: TaskStream,
-    eval_sets: Mapping[str, Sequence[Task]],
-    workers: Workers,
-    learners: Learners,
-    checkpoints: Checkpoints,
-    log: Log,
-) -> None:
-    """Run the recipe from the last checkpoint (or the start) to its last step."""
+    recipe: Recipe, work: Work, workers: Workers, learners: Learners, checkpoints: Checkpoints, log: Log
+) -> str:
+    """Run the recipe from the last checkpoint (or the start) to its last step. Returns why a hook stopped it before
+    that, else nothing."""
     step, state = checkpoints.latest()
     await learners.publish(workers, step)
     probes = asyncio.create_task(workers.probe())
-    in_flight = InFlight(workers, tasks, recipe.group_size, log.journal)
+    in_flight = InFlight(workers, work.tasks, recipe.group_size, log.journal)
+    stop = ""
     if state:
         in_flight.load_state(state)
     try:
         while True:
             if wants_evaluation(recipe, step):
-                await evaluate(recipe, eval_sets, workers, log, step)
-                if recipe.checkpoint.best and (best := log.best_step(recipe.checkpoint.best, checkpoints.steps())):
+                await evaluate(recipe, work, workers, log, step)
+                if best := best_step(work.scores, recipe.checkpoint.best, checkpoints.steps()):
                     checkpoints.protect("best", best)
-            if step >= recipe.steps:
-                return
+            if stop or step >= recipe.steps:
+                return stop
             clock = log.clock()
             in_flight.start(recipe.groups_per_step * (1 + recipe.max_staleness) - len(in_flight.waiting))
             groups = await collect(recipe, in_flight, step, log)  # 1. wait for the oldest groups
@@ -149,8 +158,10 @@ async def train(
             log.journal.published(step)
             probes = asyncio.create_task(workers.probe())
             clock.lap("time/sync_s")
-            log.step(step, groups, batch, stats, clock)  # 4. report
-            if wants_checkpoint(recipe, step):
+            row = log.measure(step, groups, batch, stats, clock)  # 4. report
+            columns, stop = await work.hooks(step, groups, row)
+            log.step(row | columns, groups, batch)
+            if stop or wants_checkpoint(recipe, step):
                 state = in_flight.state()
                 await checkpoints.save(step, state, learners)  # 5. survive
                 log.journal.saved(step, state)
@@ -191,19 +202,25 @@ async def collect(recipe: Recipe, in_flight: InFlight, step: int, log: Log) -> l
     return groups
 
 
-async def evaluate(
-    recipe: Recipe, eval_sets: Mapping[str, Sequence[Task]], workers: Workers, log: Log, step: int
-) -> None:
-    """Score every evaluation set, with the weights that the workers have now, that the run's rows do not hold yet."""
-    for name, tasks in eval_sets.items():
-        if log.evaluated(name, step):
+async def evaluate(recipe: Recipe, work: Work, workers: Workers, log: Log, step: int) -> None:
+    """Score every evaluation set that is not scored yet, with the weights that the workers have now."""
+    for name, tasks in work.eval_sets.items():
+        if name in work.scores.get(step, {}):
             continue
         started = time.monotonic()
         repeated = [task for task in tasks for _ in range(recipe.evaluation.repeats)]
         trajectories = await workers.evaluate(repeated, step)
-        if all(t.reward is None for t in trajectories):
+        rewards = [t.reward for t in trajectories if t.reward is not None]
+        if not rewards:
             raise RunFailed(f"evaluation of {name!r}: every trajectory was lost to the machine ({log.last_error})")
-        log.evaluation(name, step, trajectories, time.monotonic() - started)
+        score = work.scores.setdefault(step, {})[name] = statistics.fmean(rewards)
+        log.evaluation(name, step, score, trajectories, time.monotonic() - started)
+
+
+def best_step(scores: Mapping[int, Mapping[str, float]], name: str, steps: Sequence[int]) -> int:
+    """Of `steps`, the one with the highest score on the evaluation set `name`; the later of two equals; 0: none."""
+    known = {step: found[name] for step, found in scores.items() if step in steps and name in found}
+    return max(known, key=lambda step: (known[step], step), default=0)
 
 
 def check_agreement(recipe: Recipe, stats: Mapping[str, float], step: int) -> None:

@@ -17,6 +17,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from sandboxrl.data.errors import InputError
+from sandboxrl.data.plugin import Code
 from sandboxrl.data.prompt.arms import load_arm
 from sandboxrl.data.task import Task
 from sandboxrl.envs.policy.protocol import EngineLost
@@ -25,9 +26,11 @@ from sandboxrl.rl.cluster.connect import cause
 from sandboxrl.rl.cluster.worker import RolloutWorker
 from sandboxrl.rl.config import Recipe
 from sandboxrl.rl.engine.config import check_runs_here, garbage_left_alone, on_cpu, weight_backend, worker_environment
-from sandboxrl.rl.learner.batch import Batch
+from sandboxrl.rl.grpo import LossConfig, find_policy_loss
+from sandboxrl.rl.learner.batch import Batch, Row
 from sandboxrl.rl.learner.checkpoint import LEARNER
 from sandboxrl.rl.learner.config import LearnerConfig
+from sandboxrl.rl.own_code import code_of
 from sandboxrl.rl.reports.run_folder import Log
 from sandboxrl.rl.trainer import RunFailed
 
@@ -192,6 +195,8 @@ class RayWorkers:
             limits=recipe.limits,
             arm=load_arm(recipe.prompt),
             tool_set=recipe.tool_set,
+            tools=recipe.tools,
+            code=code_of(recipe),
             call_format=recipe.model.call_format,
             mode=recipe.mode,
             chat_template=recipe.model.chat_template and Path(recipe.model.chat_template).read_text(),
@@ -206,14 +211,33 @@ class RayWorkers:
 class LearnerRank:
     """An `rl.learner.learner.Learner` in a process of its own, the only one that imports torch: that takes seconds."""
 
-    def __init__(self, rank: int, config: LearnerConfig) -> None:
+    def __init__(self, rank: int, config: LearnerConfig, code: Code) -> None:
+        code.install()
         with garbage_left_alone():
             from sandboxrl.rl.learner.learner import Learner
 
         self._learner = Learner(rank, config)
 
-    def call(self, method: str, *arguments: Any) -> Any:
-        return getattr(self._learner, method)(*arguments)
+    def address(self) -> str:
+        return self._learner.address()
+
+    def setup(self, address: str, model_dir: str, loss: LossConfig, temperature: float) -> None:
+        find_policy_loss(loss.policy_loss)  # a user's own: said before the model is loaded, where it is not there
+        self._learner.setup(address, model_dir, loss, temperature)
+
+    def load(self, folder: str) -> None:
+        self._learner.load(folder)
+
+    def update(self, steps: Sequence[Sequence[Row]], probe: Row | None) -> dict[str, float]:
+        return self._learner.update(steps, probe)
+
+    def publish(
+        self, workers: Sequence[Any], version: int, backend: str, run: str, dtype: str
+    ) -> list[tuple[int, str]]:
+        return self._learner.publish(workers, version, backend, run, dtype)
+
+    def save(self, folder: str) -> None:
+        self._learner.save(folder)
 
 
 class RayLearners:
@@ -232,26 +256,25 @@ class RayLearners:
         config, on_gpu = self._recipe.learner_of_run, self._recipe.learner.device != "cpu" and not on_cpu()
         options = {"num_cpus": int(on_gpu), "num_gpus": int(on_gpu)}
         environment = {"env_vars": {"OMP_NUM_THREADS": str(config.threads), "TOKENIZERS_PARALLELISM": "false"}}
+        code = code_of(self._recipe)
         self._ranks = [
-            LearnerRank.options(**options, runtime_env=environment).remote(rank, config)
+            LearnerRank.options(**options, runtime_env=environment).remote(rank, config, code)
             for rank in range(config.world_size)
         ]
-        [address] = await wait_for_start("learners", [self._ranks[0].call.remote("address")])
+        [address] = await wait_for_start("learners", [self._ranks[0].address.remote()])
         recipe = self._recipe
         starting = [
-            rank.call.remote("setup", address, self._model_dir, recipe.loss, recipe.sampling.temperature)
+            rank.setup.remote(address, self._model_dir, recipe.loss, recipe.sampling.temperature)
             for rank in self._ranks
         ]
         await wait_for_start("learners", starting)
         if checkpoint:
-            await self._all([rank.call.remote("load", checkpoint) for rank in self._ranks])
+            await self._all([rank.load.remote(checkpoint) for rank in self._ranks])
         self._version = version
 
     async def update(self, batch: Batch) -> Mapping[str, float]:
         async with self._busy:
-            stats = await self._all(
-                [r.call.remote("update", batch.of_rank(i), batch.probe) for i, r in enumerate(self._ranks)]
-            )
+            stats = await self._all([r.update.remote(batch.of_rank(i), batch.probe) for i, r in enumerate(self._ranks)])
             self._version += 1
         return dict(stats[0])
 
@@ -261,7 +284,7 @@ class RayLearners:
         workers.give_weights = self._give
 
     async def save(self, path: str) -> None:
-        await self._all([rank.call.remote("save", path) for rank in self._ranks])
+        await self._all([rank.save.remote(path) for rank in self._ranks])
         if not (Path(path) / LEARNER / ".metadata").is_file():
             raise RunFailed(f"what the learners saved in {path} is not seen here: `out` must be on a folder they share")
 
@@ -276,9 +299,7 @@ class RayLearners:
         async with self._busy:
             lost = await self._all(
                 [
-                    rank.call.remote(
-                        "publish", workers, self._version, weight_backend(engine), self._recipe.name, dtype
-                    )
+                    rank.publish.remote(workers, self._version, weight_backend(engine), self._recipe.name, dtype)
                     for rank in self._ranks
                 ]
             )

@@ -1,10 +1,12 @@
 """The Ray actor that samples trajectories: one vLLM engine, a pool of sandboxes, one rollout loop."""
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import ray
 
+from sandboxrl.data.plugin import Code
 from sandboxrl.data.prompt.arms import Arm
 from sandboxrl.data.task import Task
 from sandboxrl.envs.grading.grader import Grader, GraderConfig
@@ -46,21 +48,26 @@ class RolloutWorker:
         limits: RolloutLimits,
         arm: Arm,
         tool_set: str = "",
+        tools: Sequence[str] = (),
         call_format: str = "auto",
         mode: str = "sandbox",
         chat_template: str = "",
         grader: GraderConfig | None = None,
+        code: Code | None = None,
     ) -> None:
         """`model` is a Hugging Face folder; `arm` a prompt arm, `tool_set` (empty: the arm's own) the tools it offers;
         `chat_template` replaces the model's own. In mode `llm` there are no sandboxes. All but the model travels with
         the arguments: a worker on another node does not see the driver's files."""
         self._model, self._engine_config, self._sandbox, self._limits = model, engine, sandbox, limits
         self._arm, self._tool_set, self._call_format = arm, tool_set, call_format
+        self._tools, self._code = tools, code
         self._mode, self._chat_template, self._grader_config = mode, chat_template, grader
 
     async def start(self, version: int = 0) -> None:
         """Load the model as weight version `version` and open the sandboxes. Raises EngineLost, InputError,
         BackendUnavailable."""
+        if self._code is not None:
+            self._code.install()
         tokenizer = load_tokenizer(self._model)
         if self._chat_template:
             tokenizer.chat_template = self._chat_template
@@ -70,7 +77,7 @@ class RolloutWorker:
         self._pool = None
         tools = None
         if self._mode == "sandbox":
-            tools = tool_set(self._tool_set or self._arm.tool_set)
+            tools = tool_set(self._tool_set or self._arm.tool_set, self._tools)
             self._pool = _open_pool(self._sandbox)
             await self._pool.fill()
         self._environment = Environment(self._arm, self._mode, self._limits, tools, self._pool, self._grader)

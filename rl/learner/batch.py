@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from sandboxrl.data.plugin import is_own
 from sandboxrl.envs.trajectory import StopReason, Tokens, Trajectory
 from sandboxrl.rl.grpo import LossConfig, advantages, informative, loss_weights
 from sandboxrl.rl.learner.config import LearnerConfig
@@ -162,8 +163,9 @@ def _probe(tokens: Tokens) -> _Sample:
 
 
 def _moves(sample: _Sample, loss: LossConfig) -> bool:
-    """Whether the sample has a gradient. The quadratic term of dppo has one even where the advantage is 0."""
-    return sample.advantage != 0 or loss.policy_loss == "dppo"
+    """Whether the sample has a gradient. The quadratic term of dppo has one even where the advantage is 0; a user's
+    own loss may."""
+    return sample.advantage != 0 or loss.policy_loss == "dppo" or is_own(loss.policy_loss)
 
 
 def _rows(moving: list[tuple[_Sample, float]], learner: LearnerConfig, version: int) -> tuple[tuple[Row, ...], ...]:

@@ -88,11 +88,13 @@ class Log:
             return
         self.say(f"  lost to the machine ({trajectory.stop}): {trajectory.error}")
 
-    def step(self, step: int, groups: Sequence[Group], batch: Batch, stats: Mapping[str, float], clock: Clock) -> None:
-        self.journal.trained(step, groups)
+    def measure(
+        self, step: int, groups: Sequence[Group], batch: Batch, stats: Mapping[str, float], clock: Clock
+    ) -> dict[str, Any]:
+        """The metrics of a step."""
         trajectories = self.step_trajectories
         seconds = clock.seconds | {"time/step_s": time.monotonic() - clock.started}
-        row = {
+        return {
             "step": step,
             **summarise(trajectories),
             "groups/informative": batch.num_informative / len(groups),
@@ -105,7 +107,12 @@ class Log:
             **seconds,
             "time/wall_s": self._wall(),
         }
-        self.num_trajectories += len(trajectories)
+
+    def step(self, row: dict[str, Any], groups: Sequence[Group], batch: Batch) -> None:
+        """Write what `measure` found, and whatever was added to it."""
+        step = row["step"]
+        self.journal.trained(step, groups)
+        self.num_trajectories += row["trajectories"]
         self.num_dropped += self.step_counts["dropped"]
         self._append(row)
         every = self.recipe.save_trajectories_every
@@ -119,18 +126,14 @@ class Log:
         self.say(
             f"step {step:>4}/{self.recipe.steps}  reward {row['reward/mean']:.3f}  "
             f"finished {row.get('stop/finished', 0) + row.get('stop/answered', 0):.0%}  turns {row['turns/mean']:.1f}  "
-            f"groups {batch.num_informative}/{len(groups)}  mismatch {stats['mismatch/logprob_max']:.0e}  "
-            f"{seconds['time/step_s']:.1f} s (rollout {seconds['time/rollout_s']:.1f}, "
-            f"learn {seconds['time/learn_s']:.1f}, sync {seconds['time/sync_s']:.1f})"
+            f"groups {batch.num_informative}/{len(groups)}  mismatch {row['mismatch/logprob_max']:.0e}  "
+            f"{row['time/step_s']:.1f} s (rollout {row['time/rollout_s']:.1f}, "
+            f"learn {row['time/learn_s']:.1f}, sync {row['time/sync_s']:.1f})"
         )
         self._fresh()
 
-    def evaluated(self, name: str, step: int) -> bool:
-        return any(row["step"] == step and f"eval/{name}/score" in row for row in self.rows)
-
-    def evaluation(self, name: str, step: int, trajectories: Sequence[Trajectory], wall_s: float) -> None:
+    def evaluation(self, name: str, step: int, score: float, trajectories: Sequence[Trajectory], wall_s: float) -> None:
         graded = [t for t in trajectories if t.reward is not None]
-        score = statistics.fmean(t.reward for t in graded if t.reward is not None)
         row = {
             "step": step,
             f"eval/{name}/score": score,
@@ -174,11 +177,6 @@ class Log:
                 if key.startswith("eval/") and key.endswith("/score"):
                     scores.setdefault(row["step"], {})[key.split("/")[1]] = value
         return scores
-
-    def best_step(self, name: str, steps: Sequence[int]) -> int:
-        """Of `steps`, the one with the highest score on the evaluation set `name`; the later of two equals; 0: none."""
-        scores = {step: found[name] for step, found in self.eval_scores().items() if step in steps and name in found}
-        return max(scores, key=lambda step: (scores[step], step), default=0)
 
     def say(self, line: str) -> None:
         print(line, file=self.out, flush=True)

@@ -15,10 +15,11 @@ from sandboxrl.data.stream import TaskStream
 from sandboxrl.data.task import Task
 from sandboxrl.envs.trajectory import Group, StopReason, Tokens, Trajectory, Turn
 from sandboxrl.rl.config import Recipe, load_recipe
+from sandboxrl.rl.hooks import load_hooks
 from sandboxrl.rl.learner.checkpoint import Checkpoints
 from sandboxrl.rl.reports.run_folder import Log
 from sandboxrl.rl.run import prepare
-from sandboxrl.rl.trainer import RunFailed, train
+from sandboxrl.rl.trainer import RunFailed, Work, train
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -92,7 +93,8 @@ def stream() -> TaskStream:
 def run(recipe: Recipe, workers: CountingWorkers, learners: CountingLearners) -> Log:
     checkpoints = Checkpoints(recipe.run_dir, recipe.checkpoint.keep)
     log = Log(recipe, checkpoints.latest()[0], token_text=str)
-    asyncio.run(train(recipe, stream(), {"set": [task(9000)]}, workers, learners, checkpoints, log))
+    work = Work(stream(), {"set": [task(9000)]}, load_hooks(recipe.hooks), log.eval_scores())
+    asyncio.run(train(recipe, work, workers, learners, checkpoints, log))
     return log
 
 
@@ -194,11 +196,20 @@ def test_a_group_that_ran_out_of_time_before_its_first_token_is_a_group_like_any
 def test_a_run_killed_between_two_evaluation_sets_evaluates_the_other_one(tmp_path: Path) -> None:
     recipe = recipe_in(tmp_path, "steps=0")
     log = Log(recipe, 0, token_text=str)
-    log.evaluation("first", 0, [trajectory(task(0), 0.0, 0)], 1.0)
+    log.evaluation("first", 0, 0.0, [trajectory(task(0), 0.0, 0)], 1.0)
     sets = {"first": [task(1)], "second": [task(2)]}
     log = Log(recipe, 0, token_text=str)
     checkpoints = Checkpoints(recipe.run_dir, 2)
-    asyncio.run(train(recipe, stream(), sets, CountingWorkers(), CountingLearners(), checkpoints, log))
+    asyncio.run(
+        train(
+            recipe,
+            Work(stream(), sets, scores=log.eval_scores()),
+            CountingWorkers(),
+            CountingLearners(),
+            checkpoints,
+            log,
+        )
+    )
     assert log.eval_scores() == {0: {"first": 0.0, "second": 1.0}}
 
 
