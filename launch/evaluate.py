@@ -43,7 +43,8 @@ MODES = {"sandbox": ("sandbox",), "llm": ("llm",), "both": ("llm", "sandbox")}
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("model", metavar="MODEL", help="a model folder, the URL of an OpenAI-compatible server, or scripted:NAME")
+    add("model", metavar="MODEL", nargs="?", help="a model folder, an OpenAI-compatible server's URL, or scripted:NAME")
+    add("--policy", default="", metavar="FILE.py:NAME", help="your own agent instead of MODEL")
     add("--model", dest="model_name", default="", metavar="NAME", help="the server's name for the model")
     add("--benchmarks", required=True, metavar="A,B", help=f"some of: {', '.join(BENCHMARKS)}")
     add("--mode", default="both", choices=MODES, help="with a computer, without, or both (default)")
@@ -88,6 +89,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if bool(args.model) == bool(args.policy):
+        raise InputError("name a MODEL or --policy FILE.py:NAME, one of them")
+    args.model = args.model or args.policy
     for name in ("limit", "repeats"):
         if getattr(args, name) < 0:
             raise InputError(f"--{name} must not be negative")

@@ -9,8 +9,10 @@ from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 from sandboxrl.data.errors import InputError
+from sandboxrl.data.plugin import digest, is_own
 from sandboxrl.data.task import Task
 from sandboxrl.envs.grading.rehearsal import rehearsed
+from sandboxrl.envs.policy.own import load_policy
 from sandboxrl.envs.policy.protocol import Policy, Sampling
 
 PAPER_SAMPLING = {
@@ -31,7 +33,7 @@ class ModelSpec:
     """Which model, and how it is asked."""
 
     where: str
-    """A Hugging Face folder, the URL of an OpenAI-compatible server, or `scripted:NAME`."""
+    """A Hugging Face folder, the URL of an OpenAI-compatible server, `scripted:NAME` or `my_agent.py:agent`."""
     name: str = ""
     """The server's name for the model (endpoints only)."""
     sampling: Sampling = field(default_factory=Sampling)
@@ -47,6 +49,11 @@ class ModelSpec:
         return self.where.startswith(("http://", "https://"))
 
     @property
+    def is_own(self) -> bool:
+        """A policy of the user's own code."""
+        return is_own(self.where) and not self.where.startswith("scripted:")
+
+    @property
     def public_name(self) -> str:
         """What may be written down: no user name or password of a URL."""
         if self.is_endpoint:
@@ -56,7 +63,9 @@ class ModelSpec:
 
     def digest(self) -> str:
         """Of a folder's configuration and weights (both ends of every file), so that results of a model that has
-        changed in its place are told apart; empty for what cannot be looked at."""
+        changed in its place are told apart; of the code of a user's own policy; empty for what cannot be looked at."""
+        if self.is_own:
+            return digest(self.where, "policy")
         found = hashlib.sha256()
         kinds = (".json", ".safetensors", ".jinja")
         folder = Path(self.where)
@@ -83,6 +92,8 @@ async def open_policies(spec: ModelSpec, tasks: Iterable[Task] = ()) -> AsyncIte
     Raises InputError."""
     if spec.where.startswith("scripted:"):
         yield [rehearsed(spec.where.removeprefix("scripted:"), tasks)]
+    elif spec.is_own:
+        yield [load_policy(spec.where)]
     elif spec.is_endpoint:
         from sandboxrl.envs.policy.endpoint import EndpointPolicy
 
@@ -100,4 +111,6 @@ async def open_policies(spec: ModelSpec, tasks: Iterable[Task] = ()) -> AsyncIte
         async with local_policies(spec.where, spec.workers, spec.max_tokens, spec.sampling) as policies:
             yield policies
     else:
-        raise InputError(f"{spec.where}: neither a model folder, nor the URL of a server, nor scripted:NAME")
+        raise InputError(
+            f"{spec.where}: neither a model folder, nor the URL of a server, nor scripted:NAME, nor file.py:policy"
+        )
