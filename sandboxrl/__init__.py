@@ -28,6 +28,8 @@ _HOMES = {
         "open_backend",
     ),
     "envs.tools": ("Tool", "ToolRefused", "ToolSet", "tool_set"),
+    "rl.config": ("Recipe", "load_recipe"),
+    "rl.hooks": ("StopRun",),
     "envs.trajectory": ("Group", "StopReason", "Tokens", "Trajectory"),
 }
 _HOME = {name: f"{__name__}.{home}" for home, names in _HOMES.items() for name in names}
