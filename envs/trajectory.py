@@ -170,6 +170,14 @@ class Trajectory:
         return row | {"turns": turns, "tokens": self.tokens.to_lists() if self.tokens else None}
 
     @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> tuple["Trajectory", dict[str, Any]]:
+        """Of a line of a trajectory file: the trajectory, and what its writer put beside it (a trainer: `step`,
+        `advantage`, `question`, `gold`, `token_text`, `learner_logprobs`)."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        own = {key: value for key, value in row.items() if key in known}
+        return cls.from_dict(own), {key: value for key, value in row.items() if key not in known}
+
+    @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> "Trajectory":
         row = dict(row)
         row["stop"] = StopReason(row["stop"])

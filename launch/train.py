@@ -16,7 +16,17 @@ from sandboxrl.data.files import held
 from sandboxrl.rl.config import Recipe, load_recipe, save_recipe
 from sandboxrl.rl.own_code import check_code, with_code
 
-MAY_CHANGE = ("steps", "out", "cluster", "num_workers", "evaluation", "checkpoint", "wandb", "save_trajectories_every")
+MAY_CHANGE = (
+    "steps",
+    "out",
+    "cluster",
+    "num_workers",
+    "evaluation",
+    "checkpoint",
+    "wandb",
+    "tensorboard",
+    "save_trajectories_every",
+)
 """Keys that a continued run may change; any other makes it another experiment."""
 
 

@@ -139,6 +139,8 @@ class Recipe:
     """Your own functions, called with each step's groups: they add columns to the metrics or stop the run."""
     code: dict[str, str] = field(default_factory=dict)
     """Digests of the code of your own that the recipe names; noted by the run, not to be set."""
+    tensorboard: bool = False
+    """Write event files into the run folder's `tensorboard/`; look at them with `tensorboard --logdir runs`."""
 
     def __post_init__(self) -> None:
         for key, low in (

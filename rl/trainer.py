@@ -19,6 +19,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
+
 from sandboxrl.data.stream import TaskStream
 from sandboxrl.data.task import Task
 from sandboxrl.envs.trajectory import Group, Tokens, Trajectory
@@ -53,6 +55,11 @@ class Workers(Protocol):
 class Learners(Protocol):
     async def update(self, batch: Batch) -> Mapping[str, float]:
         """One batch, one optimizer step (or `learner.minibatches` of them). Returns metrics."""
+        ...
+
+    async def learned(self) -> Mapping[int, np.ndarray]:
+        """Of the last batch: place of a trajectory, counted over its groups -> the learner's log-probabilities, before
+        the update, of its sampled tokens, float32. Without those that train nothing."""
         ...
 
     async def publish(self, workers: Workers, version: int) -> None:
@@ -160,7 +167,7 @@ async def train(
             clock.lap("time/sync_s")
             row = log.measure(step, groups, batch, stats, clock)  # 4. report
             columns, stop = await work.hooks(step, groups, row)
-            log.step(row | columns, groups, batch)
+            log.step(row | columns, groups, batch, await learners.learned())
             if stop or wants_checkpoint(recipe, step):
                 state = in_flight.state()
                 await checkpoints.save(step, state, learners)  # 5. survive
@@ -214,7 +221,7 @@ async def evaluate(recipe: Recipe, work: Work, workers: Workers, log: Log, step:
         if not rewards:
             raise RunFailed(f"evaluation of {name!r}: every trajectory was lost to the machine ({log.last_error})")
         score = work.scores.setdefault(step, {})[name] = statistics.fmean(rewards)
-        log.evaluation(name, step, score, trajectories, time.monotonic() - started)
+        log.evaluation(name, step, score, repeated, trajectories, time.monotonic() - started)
 
 
 def best_step(scores: Mapping[int, Mapping[str, float]], name: str, steps: Sequence[int]) -> int:

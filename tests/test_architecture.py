@@ -16,7 +16,7 @@ HEAVY = {
     "vllm": {"rl/engine/vllm.py", "rl/engine/vllm_cpu.py", "rl/learner/weights.py"},
     "ray": {"rl", "launch"},
     "docker": {"envs/sandbox/docker.py", "launch/image.py"},
-    "wandb": {"rl/reports/run_folder.py"},
+    "wandb": {"rl/reports/trackers/wandb.py"},
     "openai": {"envs/policy/endpoint.py", "envs/grading/judge.py"},
 }
 """Who may import what, by room or by file."""

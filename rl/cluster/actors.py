@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import ray
 from ray.exceptions import RayError, RayTaskError
 
@@ -277,6 +278,11 @@ class RayLearners:
             stats = await self._all([r.update.remote(batch.of_rank(i), batch.probe) for i, r in enumerate(self._ranks)])
             self._version += 1
         return dict(stats[0])
+
+    async def learned(self) -> Mapping[int, np.ndarray]:
+        async with self._busy:
+            ranks = await self._all([rank.call.remote("learned") for rank in self._ranks])
+        return {place: logprobs for rank in ranks for place, logprobs in rank.items()}
 
     async def publish(self, workers: RayWorkers, version: int) -> None:
         assert version == self._version, f"the learner holds version {self._version}, not {version}"

@@ -26,6 +26,8 @@ from sandboxrl.envs.policy.protocol import Policy
 from sandboxrl.envs.rollout import Environment, rollout
 from sandboxrl.envs.trajectory import Trajectory
 
+MAX_QUESTION = 6000
+"""Characters of a question that are kept beside its trajectory, for a person who reads it."""
 RESULTS, FAILURES, SETTINGS = "results.jsonl", "failures.jsonl", "settings.json"
 Key = tuple[str, str, str, int]
 """Benchmark, mode, task id, repeat."""
@@ -174,7 +176,7 @@ def read_results(path: Path) -> list[Trajectory]:
             if not line.endswith(b"\n"):
                 break  # still being written, or cut off by a kill
             try:
-                found.append(Trajectory.from_dict(json.loads(line)))
+                found.append(Trajectory.from_row(json.loads(line))[0])
             except (ValueError, KeyError, TypeError) as error:
                 raise InputError(f"{file}:{number}: not a trajectory: {error}") from None
     return found
@@ -207,6 +209,7 @@ class Sampler:
             "digest": trial.digest,
             "arm": shared.arm.name,
             "placement": trial.task.placement,
+            "question": trial.task.question[:MAX_QUESTION],
             "gold": trial.task.gold if len(trial.task.gold) <= 1000 else "",
         }
         tokens = trajectory.tokens if self._keep_tokens else None

@@ -42,6 +42,8 @@ class Row:
     """float32: what its loss is multiplied with; see sandboxrl.rl.grpo.loss_weights."""
     fresh: np.ndarray
     """bool: sampled under the learner's present weights, so the learner's log-probability must equal the engine's."""
+    places: tuple[int, ...] = ()
+    """Of each trajectory of the row: its place in the batch, counted over all groups."""
 
     @property
     def positions(self) -> np.ndarray:
@@ -82,6 +84,8 @@ class _Sample:
     advantage: float
     num_tokens: int
     """Sampled tokens, 0 where the trajectory is masked out of the loss."""
+    place: int = -1
+    """In the batch, counted over all groups; -1: of no group."""
 
 
 def build_batch(
@@ -100,7 +104,7 @@ def build_batch(
     or whose first token is marked as sampled: all of them faults of the caller or the engine.
     """
     grouped = [_samples(number, group, loss) for number, group in enumerate(groups)]
-    samples = [sample for group in grouped for sample in group]
+    samples = [replace(one, place=place) for place, one in enumerate(one for group in grouped for one in group)]
     minibatches = []
     for start in range(learner.minibatches):
         part = samples[start :: learner.minibatches]
@@ -225,6 +229,7 @@ def _row(members: list[tuple[_Sample, float]], version: int) -> Row:
         advantages=np.array([sample.advantage for sample, _ in members], dtype=np.float32)[trajectory],
         weights=np.array([weight for _, weight in members], dtype=np.float32)[trajectory],
         fresh=(versions == version) & (versions >= 0),
+        places=tuple(sample.place for sample, _ in members),
     )
 
 

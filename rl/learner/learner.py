@@ -49,6 +49,8 @@ class Learner:
         self.num_updates = 0
         """Optimizer steps made so far."""
         self._publisher: Publisher | None = None
+        self._learned: list[tuple[Row, Tensor]] = []
+        """Rows of the last update and the log-probabilities of their trained tokens before its first step."""
 
     def address(self) -> str:
         """`host:port` on this machine where the ranks can meet."""
@@ -92,6 +94,7 @@ class Learner:
         is the same on every rank and is compared only, so engine and learner are compared also in a step that has
         nothing fresh, or nothing at all, to train on.
         """
+        self._learned = []
         totals, worst = self._compare(probe)
         starts = self._log_probabilities_at_start(steps)
         grad_norms = []
@@ -140,6 +143,17 @@ class Learner:
         """Log-probabilities of the trained tokens of each row under the present weights, float32."""
         found = [self._forward(row).cpu().numpy() for row in rows]
         self.policy.reshard()  # the root stays gathered after a forward pass without a backward pass
+        return found
+
+    def learned(self) -> dict[int, np.ndarray]:
+        """Place in the batch -> log-probabilities, float32, of the trained tokens of that trajectory before the first
+        step of the last update, for the trajectories of this rank. Not there: trajectories that train nothing, and with
+        `old_logprobs: engine` those of the second minibatch and later, which were computed after the first step."""
+        found = {}
+        for row, start in self._learned:
+            logprobs = start.float().cpu().numpy()
+            for member, place in enumerate(row.places):
+                found[place] = logprobs[row.trajectory == member]
         return found
 
     def weights(self, dtype: torch.dtype | None = None, described: bool = False) -> Iterator[tuple[str, Tensor]]:
@@ -205,6 +219,8 @@ class Learner:
         loss = (losses * self._tensor(row.weights)).sum()
         (loss * self.config.world_size).backward()
         difference = (start - engine)[fresh] if compare else engine[:0]
+        if compare:
+            self._learned.append((row, start))
         sums = (
             loss,
             held.sum(),

@@ -1,7 +1,7 @@
-"""What a run leaves behind: one JSON object a step, trajectories, a line a person can read, and wandb when asked.
+"""What a run leaves behind: one JSON object per step, trajectories, a line a person can read, and trackers when asked.
 
-runs/NAME/metrics.jsonl                      one object a step (and one a evaluation without a step, at step 0)
-runs/NAME/trajectories/step_000012.jsonl     the groups of a step, one trajectory a line
+runs/NAME/metrics.jsonl                      one object per step, and one per evaluation
+runs/NAME/trajectories/step_000012.jsonl     the groups of a step, one trajectory per line
 runs/NAME/trajectories/eval_SET_000012.jsonl
 runs/NAME/summary.json                       written when the run ends, however it ends
 runs/NAME/log.txt                            the lines of the terminal
@@ -11,19 +11,21 @@ import json
 import statistics
 import sys
 import time
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TextIO
 
-from sandboxrl.data.errors import InputError, one_line
+import numpy as np
+from omegaconf import OmegaConf
+
 from sandboxrl.data.files import read_jsonl, write_jsonl, write_whole
+from sandboxrl.data.task import Task
 from sandboxrl.envs.trajectory import Group, StopReason, Trajectory
 from sandboxrl.rl.config import Recipe
 from sandboxrl.rl.learner.batch import Batch
 from sandboxrl.rl.reports.analysis import capability_use
 from sandboxrl.rl.reports.events import Journal
+from sandboxrl.rl.reports.trackers import MAX_COMPLETIONS, completion, follow
 
 TokenText = Callable[[int], str]
 
@@ -56,7 +58,8 @@ class Log:
         self.wall_before = max((row["time/wall_s"] for row in self.rows), default=0.0)
         self.journal = Journal(recipe, resume_step)
         self._fresh()
-        self.wandb = _start_wandb(recipe)
+        self.trackers = follow(_wanted(recipe), self.dir)
+        self._tell_news()
 
     def _fresh(self) -> None:
         """Counters of the step that is being collected."""
@@ -108,8 +111,11 @@ class Log:
             "time/wall_s": self._wall(),
         }
 
-    def step(self, row: dict[str, Any], groups: Sequence[Group], batch: Batch) -> None:
-        """Write what `measure` found, and whatever was added to it."""
+    def step(
+        self, row: dict[str, Any], groups: Sequence[Group], batch: Batch, learned: Mapping[int, np.ndarray]
+    ) -> None:
+        """Write what `measure` found, and whatever was added to it. `learned`: place of a trajectory in the batch ->
+        the learner's log-probabilities of its sampled tokens."""
         step = row["step"]
         self.journal.trained(step, groups)
         self.num_trajectories += row["trajectories"]
@@ -117,12 +123,16 @@ class Log:
         self._append(row)
         every = self.recipe.save_trajectories_every
         if step in (1, self.recipe.steps) or (every and step % every == 0):
-            lines = [
-                {"step": step, "group": g.index, "advantage": advantage, **self._trajectory(t)}
-                for g, advantages in zip(groups, batch.advantages, strict=True)
-                for t, advantage in zip(g.trajectories, advantages, strict=True)
-            ]
+            all_of_them = [(g, t) for g in groups for t in g.trajectories]
+            advantages = [advantage for group in batch.advantages for advantage in group]
+            lines = []
+            for place, ((g, t), advantage) in enumerate(zip(all_of_them, advantages, strict=True)):
+                beside = {"step": step, "group": g.index, "advantage": advantage}
+                if place in learned:
+                    beside["learner_logprobs"] = [round(float(x), 5) for x in learned[place]]
+                lines.append(beside | self._trajectory(t, g.task))
             write_jsonl(self.dir / "trajectories" / f"step_{step:06d}.jsonl", lines)
+            self._show("training", step, [(t, g.task) for g, t in all_of_them])
         self.say(
             f"step {step:>4}/{self.recipe.steps}  reward {row['reward/mean']:.3f}  "
             f"finished {row.get('stop/finished', 0) + row.get('stop/answered', 0):.0%}  turns {row['turns/mean']:.1f}  "
@@ -132,7 +142,15 @@ class Log:
         )
         self._fresh()
 
-    def evaluation(self, name: str, step: int, score: float, trajectories: Sequence[Trajectory], wall_s: float) -> None:
+    def evaluation(
+        self,
+        name: str,
+        step: int,
+        score: float,
+        tasks: Sequence[Task],
+        trajectories: Sequence[Trajectory],
+        wall_s: float,
+    ) -> None:
         graded = [t for t in trajectories if t.reward is not None]
         row = {
             "step": step,
@@ -144,8 +162,10 @@ class Log:
             "time/wall_s": self._wall(),
         }
         self._append(row)
-        lines = [{"step": step, **self._trajectory(t)} for t in trajectories]
+        both = list(zip(trajectories, tasks, strict=True))
+        lines = [{"step": step, **self._trajectory(t, task)} for t, task in both]
         write_jsonl(self.dir / "trajectories" / f"eval_{name}_{step:06d}.jsonl", lines)
+        self._show(name, step, both)
         self.say(f"evaluation  {name}: {score:.3f} on {len(graded)} trajectories, {wall_s:.0f} s")
 
     def finish(self, status: str) -> dict[str, Any]:
@@ -164,9 +184,9 @@ class Log:
             "logprob_max": max((row.get("mismatch/logprob_max", 0.0) for row in self.rows), default=0.0),
         }
         write_whole(self.dir / "summary.json", json.dumps(summary, indent=2) + "\n")
-        if self.wandb is not None:
-            self.wandb.summary.update(summary)
-            self.wandb.finish(exit_code=0 if status == "finished" else 1)
+        for tracker in self.trackers:
+            tracker.finish(summary)
+        self._tell_news()
         return summary
 
     def eval_scores(self) -> dict[int, dict[str, float]]:
@@ -189,12 +209,25 @@ class Log:
         self.rows.append(row)
         with (self.dir / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
-        if self.wandb is not None:
-            self.wandb.log(row, step=row["step"])
+        for tracker in self.trackers:
+            tracker.log(row)
+        self._tell_news()
 
-    def _trajectory(self, trajectory: Trajectory) -> dict[str, Any]:
-        """JSON of a trajectory with the text of each token, for the page that shows them one by one."""
-        row = trajectory.to_dict()
+    def _show(self, name: str, step: int, shown: Sequence[tuple[Trajectory, Task]]) -> None:
+        """Trajectories for the tables of the trackers."""
+        if self.trackers:
+            rows = [completion(step, one, task.question, task.gold) for one, task in shown[:MAX_COMPLETIONS]]
+            for tracker in self.trackers:
+                tracker.completions(name, step, rows)
+
+    def _tell_news(self) -> None:
+        for tracker in self.trackers:
+            while tracker.news:
+                self.say(f"  {tracker.news.pop(0)}")
+
+    def _trajectory(self, trajectory: Trajectory, task: Task) -> dict[str, Any]:
+        """JSON of a trajectory with what was asked, the right answer and the text of each token, for the page."""
+        row = trajectory.to_dict() | {"question": task.question, "gold": task.gold}
         if trajectory.tokens:
             row["token_text"] = [self.token_text(i) for i in trajectory.tokens.ids.tolist()]
         return row
@@ -234,29 +267,17 @@ def _share(flags: Iterable[bool]) -> float:
     return sum(values) / len(values) if values else 0.0
 
 
-def _start_wandb(recipe: Recipe) -> Any:
-    if recipe.wandb.mode == "disabled":
-        return None
-    import wandb
-    from omegaconf import OmegaConf
-
-    try:
-        return wandb.init(
-            project=recipe.wandb.project,
-            name=recipe.name,
-            id=_wandb_id(recipe.run_dir),
-            resume="allow",
-            mode=recipe.wandb.mode,
-            dir=str(recipe.run_dir),
-            config=OmegaConf.to_container(OmegaConf.structured(recipe)),
-        )
-    except wandb.errors.Error as error:
-        raise InputError(f"wandb.mode={recipe.wandb.mode}: {one_line(error)}") from None
-
-
-def _wandb_id(run_dir: Path) -> str:
-    """Of this run folder: another run of the same name must not be appended to, and a continued one must."""
-    file = run_dir / "wandb_id"
-    if not file.exists():
-        write_whole(file, uuid.uuid4().hex[:12])
-    return file.read_text()
+def _wanted(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """The trackers that a recipe asks for: kind -> settings."""
+    wanted: dict[str, dict[str, Any]] = {}
+    if recipe.wandb.mode != "disabled":
+        wanted["wandb"] = {
+            "mode": recipe.wandb.mode,
+            "project": recipe.wandb.project,
+            "name": recipe.name,
+            "run_dir": str(recipe.run_dir.resolve()),
+            "config": OmegaConf.to_container(OmegaConf.structured(recipe)),
+        }
+    if recipe.tensorboard:
+        wanted["tensorboard"] = {"folder": str((recipe.run_dir / "tensorboard").resolve())}
+    return wanted

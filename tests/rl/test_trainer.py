@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from sandboxrl.data.errors import InputError
@@ -74,6 +75,9 @@ class CountingLearners:
         await asyncio.sleep(0.002)
         return {"mismatch/logprob_max": self.mismatch, "loss": 0.0}
 
+    async def learned(self) -> dict[int, Any]:
+        return {1: np.array([-0.25], dtype=np.float32)}
+
     async def publish(self, workers: CountingWorkers, version: int) -> None:
         workers.version = version
 
@@ -139,6 +143,16 @@ def test_a_mismatch_between_engine_and_learner_ends_the_run(tmp_path: Path) -> N
     assert learners.updates == 1
 
 
+def test_a_saved_trajectory_says_what_was_asked_and_what_the_learner_thought(tmp_path: Path) -> None:
+    recipe = recipe_in(tmp_path, "steps=1")
+    run(recipe, CountingWorkers(), CountingLearners())
+    rows = read_jsonl(recipe.run_dir / "trajectories/step_000001.jsonl")
+    assert [(row["question"], row["gold"]) for row in rows] == [("?", "1")] * 4
+    assert [row.get("learner_logprobs") for row in rows] == [None, [-0.25], None, None]
+    (evaluated,) = read_jsonl(recipe.run_dir / "trajectories/eval_set_000001.jsonl")
+    assert (evaluated["question"], evaluated["gold"]) == ("?", "1")
+
+
 class Killed(Exception):
     pass
 
@@ -196,7 +210,7 @@ def test_a_group_that_ran_out_of_time_before_its_first_token_is_a_group_like_any
 def test_a_run_killed_between_two_evaluation_sets_evaluates_the_other_one(tmp_path: Path) -> None:
     recipe = recipe_in(tmp_path, "steps=0")
     log = Log(recipe, 0, token_text=str)
-    log.evaluation("first", 0, 0.0, [trajectory(task(0), 0.0, 0)], 1.0)
+    log.evaluation("first", 0, 0.0, [task(0)], [trajectory(task(0), 0.0, 0)], 1.0)
     sets = {"first": [task(1)], "second": [task(2)]}
     log = Log(recipe, 0, token_text=str)
     checkpoints = Checkpoints(recipe.run_dir, 2)

@@ -11,7 +11,7 @@ from sandboxrl.data.errors import InputError
 from sandboxrl.data.task import Task
 from sandboxrl.rl.cluster.connect import connect
 from sandboxrl.rl.config import Recipe, load_recipe
-from sandboxrl.rl.reports.run_folder import _wandb_id
+from sandboxrl.rl.reports.trackers.wandb import wandb_id
 from sandboxrl.rl.run import MODEL_FILE, _check_gradable, model_of_run, resolve_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,7 +48,7 @@ def test_a_continued_run_goes_on_in_wandb_and_a_new_one_of_the_same_name_is_anot
     first, second = tmp_path / "a", tmp_path / "b"
     first.mkdir()
     second.mkdir()
-    assert _wandb_id(first) == _wandb_id(first) != _wandb_id(second)
+    assert wandb_id(first) == wandb_id(first) != wandb_id(second)
 
 
 def test_a_run_keeps_the_model_it_started_from(tmp_path: Path) -> None:

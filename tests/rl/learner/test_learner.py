@@ -99,6 +99,19 @@ def train(core, groups, num_updates=3):
     return stats, sum(tensor.double().abs().sum().item() for tensor in state_of(core).values())
 
 
+def test_it_keeps_what_it_thought_of_every_trained_token_before_the_update(learner, tied):
+    core = learner(dataclasses.replace(FAST, minibatches=2), LossConfig(old_logprobs="learner"))
+    groups = make_groups(tied, exact=False)
+    core.update(batch_for(core, groups))
+    flat = [one for group in groups for one in group]
+    moving = [place for place, one in enumerate(flat) if one.reward != 0.5]
+    assert sorted(core.learned()) == moving
+    exact = [one for group in make_groups(tied) for one in group]  # the same tokens with the model's own
+    for place, logprobs in core.learned().items():
+        own = [x for x, m in zip(exact[place].tokens.logprobs, flat[place].tokens.mask, strict=True) if m]
+        np.testing.assert_allclose(logprobs, own, atol=1e-4)
+
+
 def reference_gradient(model, groups, weights_of, temperature=1.0):
     """Minus the policy gradient, one trajectory at a time, with full logits and the plain model."""
     policy = AutoModelForCausalLM.from_pretrained(model)
