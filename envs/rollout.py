@@ -21,7 +21,15 @@ from sandboxrl.envs.grading.grader import Grader
 from sandboxrl.envs.grading.kinds import kind_of
 from sandboxrl.envs.grading.protocol import GraderFailed, Kind
 from sandboxrl.envs.policy.protocol import Conversation, EngineLost, Policy, Reply
-from sandboxrl.envs.sandbox.protocol import ANSWER, DOCUMENTS, BackendUnavailable, FileRefused, Sandbox, SandboxError
+from sandboxrl.envs.sandbox.protocol import (
+    ANSWER,
+    DOCUMENTS,
+    BackendUnavailable,
+    FileRefused,
+    Sandbox,
+    SandboxEnded,
+    SandboxError,
+)
 from sandboxrl.envs.tools.tool import ToolFailed
 from sandboxrl.envs.tools.tool_set import ToolSet
 from sandboxrl.envs.trajectory import Observation, StopReason, Trajectory, Turn
@@ -91,6 +99,8 @@ class _Progress:
     num_prompt: int = 0
     answer: str = ""
     score: float | None = None
+    graded: bool = False
+    """Nothing more is wanted of the sandbox."""
     error: str = ""
 
 
@@ -130,6 +140,7 @@ async def rollout(
             progress.answer = await _answer(task, kind, sandbox, progress.turns)
             if grader is not None:
                 progress.score = await grader.grade(task, progress.answer, sandbox, hidden)
+            progress.graded = True
     except BackendUnavailable:
         raise  # the input is wrong: no trajectory can run here
     except EngineLost as error:
@@ -139,7 +150,14 @@ async def rollout(
     except ToolFailed as error:
         stop, progress.error = StopReason.TOOL_FAILED, described(error)
     except SandboxError as error:
-        stop, progress.error = StopReason.SANDBOX_LOST, described(error)
+        progress.error = described(error)
+        if progress.graded:
+            pass  # only its end went wrong, and whoever ends sandboxes sees to that
+        elif isinstance(error, SandboxEnded) and progress.turns:
+            # nothing can be read of it any more: its grade is that of no answer
+            stop, progress.score = StopReason.SANDBOX_ENDED, None if grader is None else 0.0
+        else:  # the machine's doing; so is an end before the policy's first turn
+            stop = StopReason.SANDBOX_LOST
 
     return Trajectory(
         task_id=task.id,

@@ -27,6 +27,7 @@ class StopReason(enum.StrEnum):
     MAX_TURNS = "max_turns"
     MAX_TOKENS = "max_tokens"
     TIMEOUT = "timeout"  # the policy used up the wall time of the trajectory
+    SANDBOX_ENDED = "sandbox_ended"  # what the policy ran ended its sandbox, and nothing else
     SANDBOX_LOST = "sandbox_lost"
     ENGINE_LOST = "engine_lost"
     GRADER_FAILED = "grader_failed"
@@ -40,8 +41,8 @@ class StopReason(enum.StrEnum):
 
     @property
     def policy_fault(self) -> bool:
-        """A limit was used up without finishing: reward 0, or masked out of the loss."""
-        return self in (StopReason.MAX_TURNS, StopReason.MAX_TOKENS, StopReason.TIMEOUT)
+        """A limit was used up without finishing, or the sandbox was: reward 0, or masked out of the loss."""
+        return self in (StopReason.MAX_TURNS, StopReason.MAX_TOKENS, StopReason.TIMEOUT, StopReason.SANDBOX_ENDED)
 
     @property
     def machine_fault(self) -> bool:
@@ -148,7 +149,7 @@ class Trajectory:
     """Unix time."""
     wall_s: float = 0.0
     error: str = ""
-    """One line about a machine fault."""
+    """One line about a machine fault, how the policy ended its sandbox, or how closing that failed."""
     metadata: dict[str, Any] = field(default_factory=dict)
 
     @property

@@ -10,6 +10,7 @@ from sandboxrl.envs.sandbox.protocol import (
     Sandbox,
     SandboxConfig,
     SandboxDied,
+    SandboxEnded,
     SandboxError,
     exec_clean,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "Sandbox",
     "SandboxConfig",
     "SandboxDied",
+    "SandboxEnded",
     "SandboxError",
     "exec_clean",
     "open_backend",

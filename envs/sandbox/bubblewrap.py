@@ -13,12 +13,14 @@ backend.
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import re
 import secrets
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 from contextlib import ExitStack
 from pathlib import Path
@@ -30,12 +32,13 @@ from sandboxrl.envs.sandbox.inside.frames import pack_header
 from sandboxrl.envs.sandbox.inside.nursery import FILTER_PATH, INSIDE_UID
 from sandboxrl.envs.sandbox.links import Bridge
 from sandboxrl.envs.sandbox.protocol import WORKDIR, BackendUnavailable, Sandbox, SandboxConfig, SandboxDied, TmpfsSizes
-from sandboxrl.envs.sandbox.wire import HELLO_S, Box, executor_limits, new_id
+from sandboxrl.envs.sandbox.wire import HELLO_S, Box, Symptoms, executor_limits, new_id
 
 FIRST_UID, NUM_UIDS = 0x70000000, 1 << 24
 """Root gives each sandbox a random uid of a range that nothing else uses, so that limits the kernel keeps per user
 (pipes, inotify, processes on old kernels) are the sandbox's own."""
 CAP_SYS_ADMIN = 1 << 21
+PIDFD_GET_INFO, PIDFD_INFO_EXIT = 0xC040FF0B, 1 << 3
 CLOSE_S = 2.0
 FULL_S = 0.001
 """How long to wait when the nursery has more requests than its socket holds."""
@@ -99,13 +102,35 @@ class Bubblewrap:
             stream.close()
             await asyncio.shield(asyncio.create_task(end()))
             raise
-        box = Box(identity, reader, writer, end, self._config.limits.output_bytes, self._config.persist_shell)
+
+        async def inquest(symptoms: Symptoms) -> str:
+            return await self._inquest(identity, process, symptoms)
+
+        limits = self._config.limits
+        box = Box(identity, reader, writer, end, limits.output_bytes, self._config.persist_shell, inquest)
         try:
             await asyncio.gather(box.hello(), asyncio.shield(settling))
         except BaseException:
             await box.close()
             raise
         return box
+
+    async def _inquest(self, identity: str, process: int, symptoms: Symptoms) -> str:
+        """See `wire.Inquest`. A signal from outside is the machine's doing: from within, nothing can send one to PID 1.
+        Raises SandboxDied."""
+        if self._closed or not (self._nursery and self._nursery.alive):
+            return ""
+        if not await _ended(process, CLOSE_S):
+            probe = await self._start(self._nursery)  # whether it alone is ill
+            await probe.close()
+            return f"{symptoms.why}, while others do answer"
+        if symptoms.farewell:
+            return f"its PID 1 gave up: {symptoms.farewell}"
+        killed = await asyncio.to_thread(self._cgroups.out_of_memory, identity) if self._cgroups else 0
+        if killed:
+            return "it used up its memory"
+        number = _signal_of(process)
+        return f"its PID 1 ended by signal {number}" if number not in (None, 0, signal.SIGKILL) else ""
 
     async def close(self) -> None:
         """End the nursery, and with it every sandbox that still runs."""
@@ -385,13 +410,32 @@ def _pid(process: int) -> int:
     return int(fields["Pid"])
 
 
+def _signal_of(process: int) -> int | None:
+    """The signal that ended the process of a pidfd, 0 for none; None where the kernel (before 6.15) does not tell."""
+    info = bytearray(64)
+    struct.pack_into("Q", info, 0, PIDFD_INFO_EXIT)
+    try:
+        fcntl.ioctl(process, PIDFD_GET_INFO, info)
+    except OSError:
+        return None
+    mask, status = struct.unpack_from("Q", info)[0], struct.unpack_from("i", info, 60)[0]
+    return os.WTERMSIG(status) if mask & PIDFD_INFO_EXIT else None
+
+
+async def _ended(process: int, within_s: float) -> bool:
+    """Whether the process of a pidfd ends within that time."""
+    try:
+        async with asyncio.timeout(within_s):
+            await _readable(process)
+    except TimeoutError:
+        return False
+    return True
+
+
 async def _end(process: int) -> None:
     """Wait for a PID 1 whose stream is closed, and so for all that runs in its namespace; close its pidfd."""
     try:
-        try:
-            async with asyncio.timeout(CLOSE_S):
-                await _readable(process)
-        except TimeoutError:
+        if not await _ended(process, CLOSE_S):
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(process, signal.SIGKILL)
             await _readable(process)

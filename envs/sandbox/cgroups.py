@@ -73,6 +73,15 @@ class Cgroups:
             if pid:
                 (folder / "cgroup.procs").write_text(str(pid))
 
+    def out_of_memory(self, identity: str) -> int:
+        """How many processes of a sandbox the kernel has ended because the sandbox had used up its memory."""
+        for folder, _ in self._folders(identity):
+            for name in ("memory.events", "memory.oom_control"):  # of version 2, of version 1
+                if (folder / name).exists():
+                    counts = dict(line.split() for line in (folder / name).read_text().splitlines())
+                    return int(counts.get("oom_kill", 0))
+        return 0
+
     def remove(self, identity: str) -> None:
         """Remove the group of a sandbox that has ended. Raises SandboxError when something in it lives on."""
         for folder, _ in self._folders(identity):

@@ -23,8 +23,16 @@ from typing import Any
 
 from sandboxrl.envs.sandbox import network, program, seccomp
 from sandboxrl.envs.sandbox.owner import owner_is_dead, owner_of
-from sandboxrl.envs.sandbox.protocol import WORKDIR, BackendUnavailable, Sandbox, SandboxConfig, SandboxDied, TmpfsSizes
-from sandboxrl.envs.sandbox.wire import HELLO_S, Box, executor_limits, new_id
+from sandboxrl.envs.sandbox.protocol import (
+    WORKDIR,
+    BackendUnavailable,
+    Sandbox,
+    SandboxConfig,
+    SandboxDied,
+    SandboxError,
+    TmpfsSizes,
+)
+from sandboxrl.envs.sandbox.wire import HELLO_S, Box, Symptoms, executor_limits, new_id
 
 LABEL = "sandboxrl"
 OWNER_LABEL = "sandboxrl.owner"
@@ -41,6 +49,9 @@ REQUEST_S = 120.0
 REAP_EVERY_S = 60.0
 REAP_GRACE_S = 2.0
 WATCH_LAYERS_S = 1.0
+INQUEST_S, INQUEST_AGAIN_S = 5.0, 0.2
+"""For a container's end to be told: longer than the daemon takes to find out why."""
+KILLED = 137
 
 
 class DaemonError(SandboxDied):
@@ -118,7 +129,7 @@ class Docker:
             await self._launch(container, image)
             async with asyncio.timeout(HELLO_S):
                 stream, _ = await asyncio.get_running_loop().sock_accept(listener)
-            box = await self._box(identity, container, stream)
+            box = await self._box(identity, image, container, stream)
         except TimeoutError as error:
             await asyncio.shield(self._remove(container))
             raise SandboxDied(f"sandbox {identity} ({image}) did not connect within {HELLO_S:.0f} s") from error
@@ -180,20 +191,50 @@ class Docker:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _box(self, identity: str, container: str, stream: socket.socket) -> Box:
+    async def _box(self, identity: str, image: str, container: str, stream: socket.socket) -> Box:
         reader, writer = await asyncio.open_connection(sock=stream)
 
         async def end() -> None:
             self._boxes.pop(container, None)
             await self._remove(container)
 
+        async def inquest(symptoms: Symptoms) -> str:
+            return await self._inquest(container, image, symptoms)
+
         limits = self._config.limits
-        box = Box(identity, reader, writer, end, limits.output_bytes, self._config.persist_shell)
+        box = Box(identity, reader, writer, end, limits.output_bytes, self._config.persist_shell, inquest)
         await box.hello()
         self._boxes[container] = box
         if not self._quota and self._watching is None:
             self._watching = asyncio.create_task(self._watch_layers())
         return box
+
+    async def _inquest(self, container: str, image: str, symptoms: Symptoms) -> str:
+        """See `wire.Inquest`. A container that was killed by anything but its own memory limit was killed from outside:
+        from within, no signal reaches PID 1. Raises SandboxDied when the daemon is away."""
+        deaths: list[dict[str, str]] = []
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(INQUEST_S):
+                while not deaths:
+                    await asyncio.sleep(INQUEST_AGAIN_S)
+                    found = await self._events(container)
+                    deaths = [event["Actor"]["Attributes"] for event in found if event["Action"] == "die"]
+        if not deaths:
+            probe = await self.start(image)  # whether it alone is ill
+            await probe.close()
+            return f"{symptoms.why}, while others do answer"
+        if symptoms.farewell:
+            return f"its PID 1 gave up: {symptoms.farewell}"
+        status = int(deaths[0].get("exitCode", KILLED))
+        if any(event["Action"] == "oom" for event in found):
+            return "it used up its memory"
+        return "" if status in (0, KILLED) else f"its PID 1 ended with status {status}"
+
+    async def _events(self, container: str) -> list[dict[str, Any]]:
+        """What has happened to a container, of the last few hundred events of the daemon."""
+        filters = urllib.parse.quote(json.dumps({"container": [container], "event": ["die", "oom"]}))
+        told = await self._request("GET", f"/events?since=0&until={time.time():.3f}&filters={filters}")
+        return told if isinstance(told, list) else [told] if told else []
 
     async def _create(self, spec: dict[str, Any]) -> str:
         """The id of a new container, with a quota on its layer where the daemon has quotas."""
@@ -224,7 +265,7 @@ class Docker:
             for container, box in list(self._boxes.items()):
                 if not box.busy:
                     continue
-                with contextlib.suppress(SandboxDied):  # it is being closed; if it died, its user learns that itself
+                with contextlib.suppress(SandboxError):  # it is being closed; if it died, its user learns that itself
                     found = await self._request("GET", f"/containers/{container}/json?size=1")
                     if (found.get("SizeRw") or 0) > self._config.limits.disk_bytes:
                         await box.nuke()
@@ -402,4 +443,9 @@ def _decode(answer: bytes) -> Any:
         raise SandboxDied(f"Docker daemon: not an HTTP answer: {answer[:200]!r}") from error
     if status >= 400:
         raise DaemonError(status, f"Docker daemon: {status} {body[:500].decode(errors='replace').strip()}")
-    return json.loads(body) if body.strip() else None
+    decoder, values, text = json.JSONDecoder(), [], body.decode(errors="replace").strip()
+    while text:  # events come one after the other
+        value, end = decoder.raw_decode(text)
+        values.append(value)
+        text = text[end:].lstrip()
+    return values[0] if len(values) == 1 else values or None

@@ -1,6 +1,7 @@
 """Sandboxes ready to hand out: started ahead, used once, closed always."""
 
 import asyncio
+import logging
 import os
 from collections import deque
 from collections.abc import AsyncIterator
@@ -9,7 +10,9 @@ from contextlib import asynccontextmanager
 from sandboxrl.data.errors import InputError, nearest
 from sandboxrl.envs.sandbox.bubblewrap import Bubblewrap
 from sandboxrl.envs.sandbox.docker import Docker
-from sandboxrl.envs.sandbox.protocol import BACKENDS, NETWORKS, Backend, Sandbox, SandboxConfig
+from sandboxrl.envs.sandbox.protocol import BACKENDS, NETWORKS, Backend, Sandbox, SandboxConfig, SandboxError
+
+_log = logging.getLogger(__name__)
 
 
 def open_backend(config: SandboxConfig) -> Backend:
@@ -40,17 +43,19 @@ class Pool:
         self._starting = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._open = True
+        self._unclosed: list[Sandbox] = []
 
     @asynccontextmanager
     async def sandbox(self, image: str = "") -> AsyncIterator[Sandbox]:
-        """A fresh sandbox, closed at the end whatever happens. Raises SandboxDied, BackendUnavailable."""
+        """A fresh sandbox, closed at the end whatever happens. Raises SandboxDied, BackendUnavailable. That closing
+        fails is no business of who used it, whose work is done: it is logged, and tried again."""
         if not self._open:
             raise RuntimeError("the pool is closed")
         box = await (self._start(image) if image else self._take())
         try:
             yield box
         finally:
-            await box.close()
+            await self._close(box)
 
     async def fill(self) -> None:
         """Start warm sandboxes now and wait until they are ready or have failed."""
@@ -67,9 +72,28 @@ class Pool:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for waiter in self._waiters:
             waiter.cancel()
-        await asyncio.gather(*(box.close() for box in self._ready))
+        boxes = [*self._ready, *self._unclosed]
         self._ready.clear()
-        await self._backend.close()
+        self._unclosed.clear()
+        try:
+            failures = await asyncio.gather(*(box.close() for box in boxes), return_exceptions=True)
+        finally:
+            await self._backend.close()
+        for failure in failures:
+            if isinstance(failure, BaseException):
+                raise failure
+
+    async def _close(self, box: Sandbox) -> None:
+        for one in (box, *self._unclosed):
+            try:
+                await one.close()
+            except SandboxError as error:
+                _log.warning("sandbox %s could not be closed yet: %s", one.id, error)
+                if one is box:
+                    self._unclosed.append(box)
+            else:
+                if one in self._unclosed:
+                    self._unclosed.remove(one)
 
     async def _start(self, image: str = "") -> Sandbox:
         async with self._starts:
@@ -81,7 +105,7 @@ class Pool:
             if box.alive:
                 self._pump()
                 return box
-            await box.close()
+            await self._close(box)
         waiter: asyncio.Future[Sandbox] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
         self._pump()
@@ -89,7 +113,7 @@ class Pool:
             return await waiter
         except asyncio.CancelledError:
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
-                await waiter.result().close()  # it came while the caller was leaving
+                await self._close(waiter.result())  # it came while the caller was leaving
             raise
 
     def _pump(self) -> None:
@@ -117,7 +141,7 @@ class Pool:
         elif self._open and len(self._ready) < self._warm:
             self._ready.append(box)
         else:
-            await box.close()
+            await self._close(box)
 
     def _next_waiter(self) -> "asyncio.Future[Sandbox] | None":
         while self._waiters:

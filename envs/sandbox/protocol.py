@@ -3,6 +3,7 @@
     SandboxError
     ├── BackendUnavailable   the machine cannot run this backend (says how to get it); an InputError too
     ├── SandboxDied          the machine's fault: the trajectory is dropped and sampled again, never scored
+    ├── SandboxEnded         ended by what ran in it, while its machine is well: the policy's doing, never sampled again
     └── FileRefused          the model's file is bad (missing, link, FIFO, device, too large); also an OSError
 
 One contract suite (`tests/envs/sandbox/test_contract.py`) proves every backend. Everything that comes out of a sandbox
@@ -33,6 +34,11 @@ class BackendUnavailable(SandboxError, InputError):
 
 class SandboxDied(SandboxError):
     """The sandbox or its daemon failed. Never the model's fault, never a reward of zero."""
+
+
+class SandboxEnded(SandboxError):
+    """The sandbox alone came to its end, by what ran in it or by its own limits, while its backend goes on: the
+    policy's doing. What it held is lost; the trajectory ends and is worth nothing."""
 
 
 class FileRefused(SandboxError, OSError):

@@ -7,16 +7,26 @@ time is ended by the host, whatever happens inside.
 """
 
 import asyncio
+import contextlib
 import math
 import os
 import posixpath
 import secrets
 import socket
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass
 from errno import EINVAL
 
 from sandboxrl.envs.sandbox.inside.frames import FRAME, MAX_HEADER, MAX_PAYLOAD, RECORD, pack_head, unpack_header
-from sandboxrl.envs.sandbox.protocol import WORKDIR, ExecResult, FileRefused, Limits, SandboxDied
+from sandboxrl.envs.sandbox.protocol import (
+    WORKDIR,
+    ExecResult,
+    FileRefused,
+    Limits,
+    SandboxDied,
+    SandboxEnded,
+    SandboxError,
+)
 
 HELLO_S = 30.0
 """A sandbox that has not said it is ready by then never will."""
@@ -51,9 +61,23 @@ def executor_limits(limits: Limits, watch_memory: bool) -> dict[str, int]:
     return bounds
 
 
+@dataclass(frozen=True)
+class Symptoms:
+    """What is known, at its end, of a sandbox that nobody closed."""
+
+    why: str
+    farewell: str
+    """What its PID 1 said when it gave up; empty when it ended without a word."""
+
+
+Inquest = Callable[[Symptoms], Awaitable[str]]
+"""Asks a backend whether a sandbox alone came to its end: how, or empty when the machine had a part in it."""
+
+
 class Box:
     """A started sandbox (`envs.sandbox.protocol.Sandbox`) behind a stream. `end` kills it and removes its traces,
-    once."""
+    once. `inquest` tells an end that came from within from one that the machine had a part in; without one, every end
+    is the machine's."""
 
     def __init__(
         self,
@@ -63,21 +87,24 @@ class Box:
         end: Callable[[], Awaitable[None]],
         output_bytes: int,
         persist_shell: bool = False,
+        inquest: Inquest | None = None,
     ) -> None:
         self.id = identity
         self._reader, self._writer, self._end = reader, writer, end
+        self._inquest = inquest
         self._output_bytes, self._persist = output_bytes, persist_shell
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         self._count = 0
         self._waiting: dict[bytes, asyncio.Future[tuple[Fields, bytes]]] = {}
-        self._death: str = ""
+        self._death: asyncio.Task[SandboxError] | None = None
+        self._farewell = ""
         self._receiver: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
 
     @property
     def alive(self) -> bool:
         """False once the sandbox is known to have ended."""
-        return not self._death
+        return self._death is None
 
     @property
     def keeps_shell(self) -> bool:
@@ -168,13 +195,16 @@ class Box:
         await self._call({b"op": b"nuke"}, b"", FILE_OPERATION_S)
 
     async def close(self) -> None:
-        """End every process and remove every trace. Idempotent, and not interrupted by a cancelled caller."""
-        if self._closing is None:
+        """End every process and remove every trace. Idempotent, and not interrupted by a cancelled caller. Where that
+        failed, the next call tries again. Raises SandboxError."""
+        if self._closing is None or (self._closing.done() and self._closing.exception()):
             self._closing = asyncio.create_task(self._close())
         await asyncio.shield(self._closing)
 
     async def _close(self) -> None:
-        self._die("it was closed")
+        self._die("it was closed", closed=True)
+        assert self._death is not None
+        await asyncio.wait([self._death])  # an inquest looks at what goes below
         if self._receiver is not None:
             self._receiver.cancel()
         self._writer.close()
@@ -182,7 +212,7 @@ class Box:
 
     async def _call(self, fields: Fields, payload: bytes, wait_s: float) -> tuple[Fields, bytes]:
         if self._death:
-            raise SandboxDied(f"sandbox {self.id}: {self._death}")
+            raise await self._end_of_it()
         self._count += 1
         identity = b"%d" % self._count
         answer: asyncio.Future[tuple[Fields, bytes]] = asyncio.get_running_loop().create_future()
@@ -199,11 +229,10 @@ class Box:
                 return await answer
         except TimeoutError as error:
             self._die(f"no answer within {wait_s:.0f} s")
-            await self.close()
-            raise SandboxDied(f"sandbox {self.id}: no answer within {wait_s:.0f} s") from error
+            raise await self._end_of_it() from error
         except OSError as error:
-            self._die(repr(error))
-            raise SandboxDied(f"sandbox {self.id}: {error!r}") from error
+            self._die(f"it ended ({error!r})")
+            raise await self._end_of_it() from error
         finally:
             self._waiting.pop(identity, None)
             if answer.done() and not answer.cancelled():
@@ -213,6 +242,8 @@ class Box:
         try:
             while True:
                 fields, payload = await self._frame()
+                if b"farewell" in fields:
+                    self._farewell = fields[b"farewell"].decode("utf-8", "replace")[:500]
                 answer = self._waiting.pop(fields.get(b"id", b""), None)
                 if answer is not None and not answer.done():
                     answer.set_result((fields, payload))
@@ -226,14 +257,41 @@ class Box:
         fields = unpack_header(await self._reader.readexactly(header_size))
         return fields, await self._reader.readexactly(payload_size)
 
-    def _die(self, why: str) -> None:
-        if self._death:
-            return
-        self._death = why
+    def _die(self, why: str, closed: bool = False) -> None:
+        """From here on every call raises what the end is found to have been."""
+        if self._death is None:
+            self._death = asyncio.create_task(self._find_cause(why, closed))
+            self._death.add_done_callback(lambda _: self._tell())
+
+    async def _find_cause(self, why: str, closed: bool) -> SandboxError:
+        symptoms = Symptoms(why, self._farewell)
+        try:
+            inside = "" if closed or self._inquest is None else await self._inquest(symptoms)
+        except (SandboxError, OSError) as error:
+            return SandboxDied(f"sandbox {self.id}: {why}, and {error}")
+        if inside:
+            return SandboxEnded(f"sandbox {self.id}: {inside}")
+        return SandboxDied(f"sandbox {self.id}: {why}")
+
+    def _tell(self) -> None:
         for answer in self._waiting.values():
             if not answer.done():
-                answer.set_exception(SandboxDied(f"sandbox {self.id}: {why}"))
+                answer.set_exception(self._error())
         self._waiting.clear()
+
+    async def _end_of_it(self) -> SandboxError:
+        """What to raise; the sandbox is gone by then."""
+        assert self._death is not None
+        await asyncio.wait([self._death])
+        if self._closing is None:
+            with contextlib.suppress(SandboxError):  # whoever took the sandbox closes it too, and is told
+                await self.close()
+        return self._error()
+
+    def _error(self) -> SandboxError:
+        assert self._death is not None
+        found = self._death.result()
+        return type(found)(*found.args)  # each caller's own: they are raised in many places
 
     async def _check(self, reply: Fields, path: str = "") -> None:
         """Raise what the executor refused. A request it did not understand is not the model's fault."""
@@ -245,10 +303,9 @@ class Box:
         number = int(reply[b"errno"])
         raise FileRefused(number, message, path) if path else FileRefused(number, message)
 
-    async def _protocol_error(self, error: Exception) -> SandboxDied:
+    async def _protocol_error(self, error: Exception) -> SandboxError:
         self._die(f"protocol error {error!r}")
-        await self.close()
-        return SandboxDied(f"sandbox {self.id}: protocol error {error!r}")
+        return await self._end_of_it()
 
 
 def _bytes(text: str) -> bytes:

@@ -28,6 +28,7 @@ from sandboxrl.envs.sandbox.protocol import (
     Sandbox,
     SandboxConfig,
     SandboxDied,
+    SandboxEnded,
     SandboxError,
 )
 
@@ -181,7 +182,7 @@ class RemoteBox:
             self._ended = True
             raise SandboxDied(f"sandbox {self.id}: its host is gone: {error}") from error
         if isinstance(answer, SandboxError):
-            self._ended = isinstance(answer, SandboxDied)
+            self._ended = isinstance(answer, SandboxDied | SandboxEnded)
             raise answer
         return answer
 

@@ -17,7 +17,7 @@ from sandboxrl.envs.policy.chat import TokenPolicy
 from sandboxrl.envs.policy.protocol import EngineLost
 from sandboxrl.envs.policy.scripted import MemorySandbox, ScriptedEngine, call, turns
 from sandboxrl.envs.rollout import Environment, RolloutLimits, rollout
-from sandboxrl.envs.sandbox.protocol import ANSWER, DOCUMENTS, ExecResult, SandboxDied
+from sandboxrl.envs.sandbox.protocol import ANSWER, DOCUMENTS, ExecResult, SandboxDied, SandboxEnded
 from sandboxrl.envs.tools.tool_set import tool_set
 from sandboxrl.envs.trajectory import StopReason, Trajectory
 from tests.envs.small_chat import chat_format
@@ -33,11 +33,14 @@ def bash(command: str) -> str:
 
 
 class Computer(MemorySandbox):
-    """`answer TEXT` writes the answer file, `sleep` takes all the time it gets, `die` is the end of the sandbox."""
+    """`answer TEXT` writes the answer file, `sleep` takes all the time it gets, `die` is the machine's end of it and
+    `end` its own."""
 
     async def exec(self, command: str, timeout_s: float = 120.0, *_: Any, **__: Any) -> ExecResult:
         if command == "die":
             raise SandboxDied("gone")
+        if command == "end":
+            raise SandboxEnded("out of memory")
         if command == "sleep":
             await asyncio.sleep(timeout_s)
         if command.startswith("answer "):
@@ -92,6 +95,7 @@ ENDINGS: Mapping[str, tuple[Any, dict[str, Any], StopReason, float | None]] = {
     ),
     "no room for a reply": (turns(FORM, [FINISH]), {"max_tokens": 2}, StopReason.MAX_TOKENS, 0.0),
     "out of time": (turns(FORM, [bash("answer B"), bash("sleep")]), {"timeout_s": 0.3}, StopReason.TIMEOUT, 0.0),
+    "sandbox ended": (turns(FORM, [bash("answer B"), bash("end")]), {}, StopReason.SANDBOX_ENDED, 0.0),
     "sandbox lost": (turns(FORM, [bash("answer B"), bash("die")]), {}, StopReason.SANDBOX_LOST, None),
     "engine lost": (lost, {}, StopReason.ENGINE_LOST, None),
 }
@@ -102,7 +106,7 @@ def test_each_ending_has_its_reason_and_its_reward(name: str) -> None:
     script, limits, stop, reward = ENDINGS[name]
     found = play(script, **limits)
     assert (found.stop, found.reward) == (stop, reward)
-    assert bool(found.error) == stop.machine_fault
+    assert bool(found.error) == (stop.machine_fault or stop is StopReason.SANDBOX_ENDED)
     if found.tokens is not None:
         assert sum(found.tokens.mask) == found.num_sampled
         assert len(found.tokens.ids) == found.num_prompt + found.num_sampled + found.num_environment
@@ -169,3 +173,38 @@ def test_one_reply_without_a_computer() -> None:
 def test_a_limit_that_allows_nothing_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=f"limits.{next(iter(wrong))}"):
         RolloutLimits(**wrong)
+
+
+@pytest.mark.parametrize("error", [SandboxDied("Docker daemon: DELETE: refused"), SandboxEnded("gone")])
+def test_an_error_while_closing_keeps_the_grade(error):
+    class Sticky(Computers):
+        @asynccontextmanager
+        async def sandbox(self, image: str = "") -> AsyncIterator[Computer]:
+            async with super().sandbox() as box:
+                yield box
+            raise error
+
+    async def run() -> Trajectory:
+        policy = TokenPolicy(ScriptedEngine(FORM, turns(FORM, [bash("answer B"), FINISH])), FORM)
+        return await rollout(TASK, policy, environment(Sticky(), Grader()))
+
+    found = asyncio.run(run())
+    assert (found.stop, found.score, found.reward) == (StopReason.FINISHED, 1.0, 1.0)
+    assert str(error) in found.error
+
+
+def test_a_sandbox_that_ends_before_the_first_turn_is_the_machines():
+    class Stillborn(Computer):
+        async def write(self, files: Mapping[str, bytes]) -> None:
+            raise SandboxEnded("no memory for the documents")
+
+    class Stillborns(Computers):
+        @asynccontextmanager
+        async def sandbox(self, image: str = "") -> AsyncIterator[Computer]:
+            yield Stillborn()
+
+    async def run() -> Trajectory:
+        policy = TokenPolicy(ScriptedEngine(FORM, turns(FORM, [FINISH])), FORM)
+        return await rollout(TASK, policy, environment(Stillborns(), Grader()))
+
+    assert asyncio.run(run()).stop is StopReason.SANDBOX_LOST

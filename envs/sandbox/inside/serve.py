@@ -19,7 +19,8 @@ frame is `ready=1`.
     op=nuke                                                -
     a file or request that cannot be served                errno= message=
 
-End of file on the stream is the lease: PID 1 ends and the kernel ends everything in the namespace.
+A frame without `id` is its last: `farewell=` says why it gives up. End of file on the stream is the lease: PID 1 ends
+and the kernel ends everything in the namespace.
 
 Any Python from 3.9 on runs it, as the image has it. It imports the smallest modules of the standard library (`posix`
 is what `os` is made of), all at the start: a container pays for them with time and memory, and a command may delete the
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MAX_PACKING = 4
+MAX_FAREWELL = 500
 READ_BYTES = 96 << 10  # below what malloc takes from the kernel anew each time
 IGNORED = (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP, _signal.SIGPIPE, _signal.SIGXFSZ)
 LIMITS = {
@@ -229,7 +231,10 @@ def serve(stream: int, limits: dict[str, int]) -> None:
             resource.setrlimit(LIMITS[name], (bound, bound))
     executor = Executor(stream, limits.get("processes", 1 << 30), limits.get("memory_bytes", 0))
     hide_from_commands()
-    executor.run()
+    try:
+        executor.run()
+    except BaseException as error:
+        executor.send({b"farewell": repr(error).encode("utf-8", "replace")[:MAX_FAREWELL]})
     posix._exit(0)  # without the interpreter's own end: the kernel ends the rest
 
 

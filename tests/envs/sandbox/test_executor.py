@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sandboxrl.envs.sandbox import program
 from sandboxrl.envs.sandbox.inside.frames import FRAME, MAX_HEADER, MAX_PAYLOAD, RECORD, pack, unpack_header
 from sandboxrl.envs.sandbox.inside.processes import in_own_pid_namespace
-from sandboxrl.envs.sandbox.protocol import FileRefused, SandboxConfig, SandboxDied
+from sandboxrl.envs.sandbox.protocol import FileRefused, SandboxConfig, SandboxDied, SandboxEnded
 from sandboxrl.envs.sandbox.wire import BATCH_BYTES, Box, _cut, _frames, _path
 
 NAMES = st.binary(min_size=1, max_size=20).filter(lambda name: b"\0" not in name and b"=" not in name)
@@ -61,7 +61,7 @@ def test_cut_output_is_bounded_and_honest(total, limit):
         assert whole.startswith(head) and whole.endswith(tail) and int(dropped) + len(head) + len(tail) == total
 
 
-def box_with(answers: bytes, body):
+def box_with(answers: bytes, body, inquest=None):
     """`body(box)` with a box whose other end says `answers` and hangs up."""
 
     async def whole():
@@ -83,7 +83,7 @@ def box_with(answers: bytes, body):
 
         speaker = asyncio.create_task(say())
         reader, writer = await asyncio.open_connection(sock=ours)
-        box = Box("fuzzed", reader, writer, end, 1000)
+        box = Box("fuzzed", reader, writer, end, 1000, inquest=inquest)
         try:
             async with asyncio.timeout(20):
                 return await body(box)
@@ -170,6 +170,35 @@ def test_the_host_ends_a_sandbox_that_lies(frame):
         assert not box.alive
 
     box_with(READY + frame, body)
+
+
+def test_whose_doing_an_end_was_is_found_out_once():
+    asked = []
+
+    async def inquest(symptoms):
+        asked.append(symptoms)
+        return f"it gave up: {symptoms.farewell}"
+
+    async def body(box):
+        await box.hello()
+        for _ in range(2):
+            with pytest.raises(SandboxEnded, match="gave up: MemoryError"):
+                await box.exec("echo hi")
+
+    box_with(READY + pack({b"farewell": b"MemoryError()"}), body, inquest)
+    assert len(asked) == 1
+
+
+def test_what_cannot_be_found_out_is_the_machines():
+    async def inquest(symptoms):
+        raise SandboxDied("the daemon is away")
+
+    async def body(box):
+        await box.hello()
+        with pytest.raises(SandboxDied, match="daemon is away"):
+            await box.exec("echo hi")
+
+    box_with(READY, body, inquest)
 
 
 def test_the_executor_refuses_to_run_on_a_machine():

@@ -1,0 +1,94 @@
+"""Whose doing the end of a sandbox was: the machine's (sampled again) or that of what ran in it (graded as nothing)."""
+
+import asyncio
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from sandboxrl.envs.sandbox.pool import Pool, open_backend
+from sandboxrl.envs.sandbox.protocol import SandboxDied, SandboxEnded
+
+
+def field(pid: int, name: str) -> str:
+    """The last word of a line of /proc/PID/status."""
+    lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return lines[name].split()[-1]
+
+
+def first_process(command_line: bytes) -> int:
+    """The host's number of the PID 1 above the process with this command line."""
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if (path / "cmdline").read_bytes() == command_line:
+                pid = int(path.name)
+                while field(pid, "NSpid") != "1":
+                    pid = int(field(pid, "PPid"))
+                return pid
+        except OSError:
+            continue
+    raise AssertionError("it does not run")
+
+
+def test_a_kill_from_outside_is_the_machines(machine):
+    async def body(box):
+        await box.exec("sleep 4321 >/dev/null 2>&1 &")
+        await asyncio.sleep(0.3)
+        os.kill(first_process(b"sleep\x004321\x00"), signal.SIGKILL)
+        with pytest.raises(SandboxDied):
+            await box.exec("sleep 5")
+        with pytest.raises(SandboxDied):
+            await box.exec("true")
+
+    machine.run(body)
+
+
+def test_a_sandbox_that_alone_does_not_answer_is_its_own(machine):
+    async def body(box):
+        await box.exec("sleep 4322 >/dev/null 2>&1 &")
+        await asyncio.sleep(0.3)
+        first = first_process(b"sleep\x004322\x00")
+        os.kill(first, signal.SIGSTOP)
+        with pytest.raises(SandboxEnded, match="while others do answer"):
+            await box.exec("true", timeout_s=0.1)
+        assert not Path(f"/proc/{first}").exists(), "it is ended for good"
+
+    machine.run(body)
+
+
+@pytest.mark.docker
+def test_a_container_that_the_daemon_kills_is_the_machines(machine):
+    if machine.backend != "docker":
+        pytest.skip("docker only")
+
+    async def body(box):
+        listed = ["docker", "ps", "-q", "--no-trunc", "--filter", f"label=sandboxrl.id={box.id}"]
+        container = subprocess.run(listed, capture_output=True, text=True, check=True).stdout.strip()
+        subprocess.run(["docker", "kill", container], capture_output=True, check=True)
+        with pytest.raises(SandboxDied):
+            await box.exec("true")
+
+    machine.run(body)
+
+
+def test_what_cannot_be_closed_is_closed_later(machine):
+    async def whole():
+        pool = Pool(open_backend(machine.config()), warm=0)
+        async with pool.sandbox() as box:
+            end, tries = box._end, []
+
+            async def fails_once():
+                tries.append(1)
+                if len(tries) == 1:
+                    raise SandboxDied("Docker daemon: DELETE: connection refused")
+                await end()
+
+            box._end = fails_once
+        async with pool.sandbox() as second:
+            await second.exec("true")
+        assert len(tries) == 2
+        await pool.close()
+
+    machine.call(lambda: asyncio.run(whole()))
