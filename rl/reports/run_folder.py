@@ -252,6 +252,7 @@ def summarise(trajectories: Sequence[Trajectory]) -> dict[str, float]:
         "reward/std": statistics.pstdev(rewards),
         "score/mean": statistics.fmean(t.score for t in trajectories if t.score is not None),
         **{f"stop/{reason}": stops[reason] / num for reason in StopReason if stops[reason]},
+        **{f"stop/sandbox_ended/{source}": share for source, share in _ended_by_source(trajectories).items()},
         "turns/mean": statistics.fmean(len(t.turns) for t in trajectories),
         "calls/malformed": _share(call.error != "" for t in trajectories for turn in t.turns for call in turn.calls),
         "tokens/prompt": statistics.fmean(t.num_prompt for t in trajectories),
@@ -260,6 +261,12 @@ def summarise(trajectories: Sequence[Trajectory]) -> dict[str, float]:
         "time/environment_share": sum(t.tool_s for t in trajectories) / max(sum(t.wall_s for t in trajectories), 1e-9),
         **{f"usage/{name}": rate for name, rate in usage.items()},
     }
+
+
+def _ended_by_source(trajectories: Sequence[Trajectory]) -> dict[str, float]:
+    """Of each source in which the policy ended sandboxes: the share of its trajectories."""
+    ended = Counter(t.source for t in trajectories if t.stop is StopReason.SANDBOX_ENDED)
+    return {source: count / sum(t.source == source for t in trajectories) for source, count in ended.items()}
 
 
 def _share(flags: Iterable[bool]) -> float:
