@@ -10,12 +10,15 @@ Sampled ids and log-probabilities are the engine's own and are never re-encoded.
 
 import dataclasses
 import enum
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sandboxrl.data.errors import InputError
 from sandboxrl.data.task import Task
 
 
@@ -180,7 +183,8 @@ class Trajectory:
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> "Trajectory":
-        row = dict(row)
+        """What a run writes beside it (`step`, `advantage`, `token_text`, …) is left aside."""
+        row = {field.name: row[field.name] for field in dataclasses.fields(cls) if field.name in row}
         row["stop"] = StopReason(row["stop"])
         row["turns"] = tuple(
             Turn(
@@ -214,3 +218,20 @@ class Group:
         sampled = [t.tokens.versions[t.tokens.mask == 1] for t in self.trajectories if t.tokens]
         oldest = min((int(versions.min()) for versions in sampled if versions.size), default=version)
         return version - oldest
+
+
+def read_trajectories(path: str | Path) -> list[Trajectory]:
+    """Every whole trajectory of a `.jsonl` file, as runs and evaluations write them. Raises InputError."""
+    found = []
+    try:
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.endswith(b"\n"):
+                    break  # still being written, or cut off by a kill
+                try:
+                    found.append(Trajectory.from_dict(json.loads(line)))
+                except (ValueError, KeyError, TypeError, AttributeError) as error:
+                    raise InputError(f"{path}:{number}: not a trajectory: {error}") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    return found

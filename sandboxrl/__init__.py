@@ -29,8 +29,11 @@ _HOMES = {
     ),
     "envs.tools": ("Tool", "ToolRefused", "ToolSet", "tool_set"),
     "rl.config": ("Recipe", "load_recipe"),
+    "rl.grpo": ("LossConfig", "token_loss"),
     "rl.hooks": ("StopRun",),
-    "envs.trajectory": ("Group", "StopReason", "Tokens", "Trajectory"),
+    "rl.learner.batch": ("Batch", "build_batch"),
+    "rl.learner.config": ("LearnerConfig",),
+    "envs.trajectory": ("Group", "StopReason", "Tokens", "Trajectory", "read_trajectories"),
 }
 _HOME = {name: f"{__name__}.{home}" for home, names in _HOMES.items() for name in names}
 

@@ -24,7 +24,7 @@ from sandboxrl.data.files import held, write_whole
 from sandboxrl.data.task import Task
 from sandboxrl.envs.policy.protocol import Policy
 from sandboxrl.envs.rollout import Environment, rollout
-from sandboxrl.envs.trajectory import Trajectory
+from sandboxrl.envs.trajectory import Trajectory, read_trajectories
 
 MAX_QUESTION = 6000
 """Characters of a question that are kept beside its trajectory, for a person who reads it."""
@@ -170,16 +170,7 @@ def read_results(path: Path) -> list[Trajectory]:
     file = path / RESULTS if path.is_dir() else path
     if not file.is_file():
         raise InputError(f"{file}: no such file; name an evaluation folder or a .jsonl file of trajectories")
-    found = []
-    with file.open("rb") as handle:
-        for number, line in enumerate(handle, start=1):
-            if not line.endswith(b"\n"):
-                break  # still being written, or cut off by a kill
-            try:
-                found.append(Trajectory.from_row(json.loads(line))[0])
-            except (ValueError, KeyError, TypeError) as error:
-                raise InputError(f"{file}:{number}: not a trajectory: {error}") from None
-    return found
+    return read_trajectories(file)
 
 
 # --------------------------------------------------------------------------------------------------------- the sampling
