@@ -7,6 +7,7 @@ variable. One task is one JSON object a line; `Task.from_json(task.to_json()) ==
 import dataclasses
 import json
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import Any
 
 from sandboxrl.data.errors import InputError, nearest
@@ -60,6 +61,11 @@ class Task:
         for name in self.documents:
             if not safe_name(name):
                 raise InputError(f"task {self.id}: document name {name!r} would leave /testbed/documents")
+            for folder in PurePosixPath(name).parents:
+                if str(folder) in self.documents:
+                    raise InputError(
+                        f"task {self.id}: document {str(folder)!r} is also the folder of document {name!r}"
+                    )
 
     def letters(self) -> tuple[str, ...]:
         return tuple(chr(ord("A") + i) for i in range(len(self.options)))

@@ -37,7 +37,6 @@ from sandboxrl.data.task import REWARDS, Task
 
 MODES = ("sandbox", "llm")
 TOOL_SETS = ("paper", "reference", "compact", "none")
-CALL_FORMATS = ("auto", "hermes", "qwen3_coder")
 FOLDER = "/testbed/documents"
 ARM_FOLDER = Path(__file__).parent / "templates"
 
@@ -58,8 +57,6 @@ class Arm:
     """The system message; empty: none is sent."""
     tool_set: str = "paper"
     """Tools offered: `paper`, `reference`, `compact`; `none` makes it an arm of LLM mode."""
-    call_format: str = "auto"
-    """How calls are written: `auto` (from the chat template), `hermes` or `qwen3_coder`."""
     steps_remaining: bool = False
     """Tell the model after each turn how many turns are left."""
     llm: str = "llm"
@@ -83,7 +80,7 @@ def arm_names() -> list[str]:
 
 @functools.cache
 def load_arm(name: str) -> Arm:
-    """The arm `name` of data/prompts, or the one in the YAML file `name`. Raises InputError."""
+    """The arm `name` of `data/prompt/templates`, or the one in the YAML file `name`. Raises InputError."""
     row = _read_arm(name, chain=())
     fields = {f.name for f in dataclasses.fields(Arm)}
     for key in row:
@@ -97,9 +94,8 @@ def load_arm(name: str) -> Arm:
             raise InputError(f"arm {name}: answers: unknown reward {key!r}{nearest(key, REWARDS)}")
         if not isinstance(value, str):
             raise InputError(f"arm {name}: answers: {key!r} must be text, not {value!r}")
-    for key, valid in (("tool_set", TOOL_SETS), ("call_format", CALL_FORMATS)):
-        if row.get(key, valid[0]) not in valid:
-            raise InputError(f"arm {name}: unknown {key} {row[key]!r}{nearest(str(row[key]), valid)}")
+    if row.get("tool_set", TOOL_SETS[0]) not in TOOL_SETS:
+        raise InputError(f"arm {name}: unknown tool_set {row['tool_set']!r}{nearest(str(row['tool_set']), TOOL_SETS)}")
     return Arm(**row)
 
 
