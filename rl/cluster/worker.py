@@ -1,5 +1,6 @@
 """The Ray actor that samples trajectories: one vLLM engine, a pool of sandboxes, one rollout loop."""
 
+import asyncio
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -20,6 +21,7 @@ from sandboxrl.envs.trajectory import Tokens, Trajectory
 from sandboxrl.rl.cluster.hosts import RemoteBackend
 from sandboxrl.rl.engine.config import EngineConfig
 from sandboxrl.rl.engine.vllm import VllmEngine
+from sandboxrl.rl.learner.stream import open_memory, receive
 
 PROBE_TIMEOUT_S = 120.0
 
@@ -102,8 +104,19 @@ class RolloutWorker:
     async def load_weights(self, info: dict[str, Any], version: int) -> None:
         await self._engine.load_weights(info, version)
 
+    async def receive_weights(self, stream: dict[str, Any], label: str, version: int) -> None:
+        """Weights that come over TCP: received beside the engine's work, then loaded like those of a shared file."""
+        file, info = open_memory(label)
+        with file:
+            await asyncio.to_thread(receive, stream, file)
+            file.flush()
+            await self._engine.load_weights(info, version)
+
     async def init_weight_transfer(self, info: dict[str, Any]) -> None:
         await self._engine.init_weight_transfer(info)
+
+    async def close_weight_transfer(self) -> None:
+        await self._engine.close_weight_transfer()
 
     async def start_weight_update(self) -> None:
         await self._engine.start_weight_update()

@@ -34,13 +34,14 @@ class EngineConfig:
     seed: int = 0
     """Of requests without a seed of their own."""
     weight_backend: str = "auto"
-    """How new weights come: `shm` (CPU), `nccl` (GPUs of their own), `ipc` (the learner's GPU); `auto`: shm or nccl."""
+    """How new weights come: `shm` (CPU, one machine), `tcp` (CPU, any machine), `nccl` (GPUs of their own), `ipc` (the
+    learner's GPU); `auto`: shm or nccl."""
 
     def __post_init__(self) -> None:
         if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
             raise InputError(f"engine.dtype {self.dtype!r}: valid are auto, float32, bfloat16, float16")
-        if self.weight_backend not in ("auto", "shm", "nccl", "ipc"):
-            raise InputError(f"engine.weight_backend {self.weight_backend!r}: valid are auto, shm, nccl, ipc")
+        if self.weight_backend not in ("auto", "shm", "tcp", "nccl", "ipc"):
+            raise InputError(f"engine.weight_backend {self.weight_backend!r}: valid are auto, shm, tcp, nccl, ipc")
         for name in ("max_model_len", "max_num_seqs", "tensor_parallel_size", "threads"):
             if getattr(self, name) < 1:
                 raise InputError(f"engine.{name} must be at least 1, not {getattr(self, name)}")
@@ -88,8 +89,8 @@ def check_runs_here(config: EngineConfig) -> None:
     cpu, backend = on_cpu(), weight_backend(config)
     if cpu and config.tensor_parallel_size > 1:
         raise InputError(f"engine.tensor_parallel_size {config.tensor_parallel_size}: it must be 1 on CPU")
-    if (backend == "shm") != cpu:
-        valid = "shm" if cpu else "nccl, ipc"
+    if (backend in ("shm", "tcp")) != cpu:
+        valid = "shm, tcp" if cpu else "nccl, ipc"
         raise InputError(f"engine.weight_backend {backend}: valid with this build of vLLM are auto, {valid}")
 
 

@@ -105,6 +105,10 @@ class VllmEngine:
         """Meet the learner (`nccl`, `ipc`)."""
         await self._change("init_weight_transfer_engine", {"init_info": info})
 
+    async def close_weight_transfer(self) -> None:
+        """Leave the group that `init_weight_transfer` opened: another one would not close it."""
+        await self._change("shutdown_weight_transfer_engine")
+
     async def start_weight_update(self) -> None:
         """Freeze the requests in flight and get ready for new weights."""
         await self._call(self._pause, fatal=True)
@@ -262,7 +266,7 @@ class VllmEngine:
             use_tqdm_on_load=False,
             generation_config="vllm",  # neutral sampling, whatever the model's folder says
             logprobs_mode="processed_logprobs",
-            weight_transfer_config=WeightTransferConfig(backend=backend),
+            weight_transfer_config=WeightTransferConfig(backend="shm" if backend == "tcp" else backend),
             ir_op_priority=norms,
         )
         self._llm = LLMEngine.from_engine_args(arguments)
