@@ -26,6 +26,9 @@ MAY_CHANGE = (
     "wandb",
     "tensorboard",
     "save_trajectories_every",
+    "watch",
+    "learner.world_size",
+    "engine.weight_backend",
 )
 """Keys that a continued run may change; any other makes it another experiment."""
 
@@ -89,7 +92,7 @@ def check_same(recipe: Recipe, resolved: Path) -> None:
     check_code(recipe, known.code)
     old, new = (dict(leaves(OmegaConf.structured(one))) for one in (known, recipe))
     for key in sorted(old.keys() | new.keys()):
-        if key.partition(".")[0] not in MAY_CHANGE and old.get(key) != new.get(key):
+        if not {key, key.partition(".")[0]} & set(MAY_CHANGE) and old.get(key) != new.get(key):
             raise InputError(
                 f"{resolved.parent} was made with {key}={old.get(key)}, not {new.get(key)}; choose another name=…"
             )

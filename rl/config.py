@@ -28,6 +28,7 @@ from sandboxrl.envs.sandbox.protocol import SandboxConfig
 from sandboxrl.rl.engine.config import EngineConfig, on_cpu
 from sandboxrl.rl.grpo import LossConfig
 from sandboxrl.rl.learner.config import LearnerConfig
+from sandboxrl.rl.watch import WatchConfig
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,7 @@ class Recipe:
     """Digests of the code of your own that the recipe names; noted by the run, not to be set."""
     tensorboard: bool = False
     """Write event files into the run folder's `tensorboard/`; look at them with `tensorboard --logdir runs`."""
+    watch: WatchConfig = field(default_factory=WatchConfig)
 
     def __post_init__(self) -> None:
         for key, low in (

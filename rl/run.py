@@ -21,15 +21,17 @@ from sandboxrl.envs.grading.grader import Grader
 from sandboxrl.envs.policy.chat import ChatFormat, load_tokenizer
 from sandboxrl.envs.sandbox.pool import open_backend
 from sandboxrl.envs.tools.tool_set import tool_set
-from sandboxrl.rl.cluster.actors import RayLearners, RayWorkers
 from sandboxrl.rl.cluster.connect import check_reachable, connect
+from sandboxrl.rl.cluster.learners import RayLearners
+from sandboxrl.rl.cluster.workers import RayWorkers
 from sandboxrl.rl.config import Recipe
 from sandboxrl.rl.hooks import load_hooks
 from sandboxrl.rl.learner.checkpoint import Checkpoints
 from sandboxrl.rl.reports.page import write_report
 from sandboxrl.rl.reports.run_folder import Log
 from sandboxrl.rl.start.config import START_PREFIX, named_start
-from sandboxrl.rl.trainer import RunFailed, Work, train
+from sandboxrl.rl.trainer import LearnerLost, RunFailed, Work, train
+from sandboxrl.rl.watch import Watch
 
 MODEL_FILE = "model_dir"
 """In a run folder: the path of the model folder that it started from."""
@@ -150,17 +152,22 @@ async def train_run(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
     status = "interrupted"
     try:
         connect(recipe.cluster)
-        workers, learners = RayWorkers(recipe, inputs.model_dir, log), RayLearners(recipe, inputs.model_dir, log)
+        watch = Watch(recipe.watch, recipe.run_dir, log.say)
+        watch.looks.append(log.look)
+        workers = RayWorkers(recipe, inputs.model_dir, log, watch)
+        learners = RayLearners(recipe, inputs.model_dir, log, watch)
+        watching = asyncio.create_task(watch.run())
         try:
-            await asyncio.gather(workers.start(), learners.start(step, str(checkpoints.path(step)) if step else ""))
-            work = Work(inputs.train, inputs.eval_sets, load_hooks(recipe.hooks), log.eval_scores())
-            stopped = await train(recipe, work, workers, learners, checkpoints, log)
+            with watch.on_signal():
+                await asyncio.gather(workers.start(), learners.start(step, checkpoints.folder(step)))
+                stopped = await _train_to_the_end(recipe, inputs, workers, learners, log)
             status = f"stopped: {stopped}" if stopped else "finished"
         finally:
+            watching.cancel()
             await workers.stop()
             await learners.stop()
             ray.shutdown()
-    except (RunFailed, OwnCodeFailed) as error:
+    except (RunFailed, OwnCodeFailed, OSError) as error:  # OSError: no room, no descriptors, no processes
         status = f"failed: {error}"
     except Exception as error:
         status = f"failed: {described(error)}"
@@ -170,6 +177,30 @@ async def train_run(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
         report = write_report(recipe.run_dir)
         log.say(_closing(summary, report))
     return summary
+
+
+async def _train_to_the_end(
+    recipe: Recipe, inputs: Inputs, workers: RayWorkers, learners: RayLearners, log: Log
+) -> str:
+    """Train, as `train` does; each time a learner rank is lost, up to a limit, go on from the last checkpoint with fresh ones. The
+    rollout workers stay, and what they have sampled is used."""
+    beginning, hooks, num_lost = inputs.train.state(), load_hooks(recipe.hooks), 0
+    while True:
+        checkpoints = Checkpoints(recipe.run_dir, recipe.checkpoint.keep, recipe.checkpoint.keep_every)
+        try:
+            work = Work(inputs.train, inputs.eval_sets, hooks, log.eval_scores())
+            return await train(recipe, work, workers, learners, checkpoints, log)
+        except LearnerLost as error:
+            num_lost += 1
+            if num_lost > recipe.watch.learner_restarts:
+                raise RunFailed(
+                    f"{error}; that is loss {num_lost}, watch.learner_restarts allows {num_lost - 1}"
+                ) from None
+            step, _ = checkpoints.latest()
+            log.rewind(step)
+            log.recovered("learner", f"{error}; the learner starts again from step {step}")
+        inputs.train.load_state(beginning)
+        await learners.restart(step, checkpoints.folder(step))
 
 
 class TokenText:

@@ -8,7 +8,7 @@ run ahead of the learner; at 0 every token is on-policy. Groups are consumed in 
 start only after new weights are published, so the age of every group is bounded by construction; the bound is checked
 on every token against the engine's own weight versions.
 
-This file never names Ray, torch or vLLM: `Workers` and `Learners` are faces over the actors (`rl/cluster/actors.py`).
+This file never names Ray, torch or vLLM: `Workers` and `Learners` are faces over the actors (`rl/cluster/`).
 """
 
 import asyncio
@@ -35,6 +35,10 @@ from sandboxrl.rl.reports.run_folder import Log
 
 class RunFailed(Exception):
     """The run cannot go on; the message says why and what to look at. Exit code 1."""
+
+
+class LearnerLost(RunFailed):
+    """The machine has taken a learner rank. The run goes on from the last checkpoint with fresh ones, a few times."""
 
 
 class Workers(Protocol):

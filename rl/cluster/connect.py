@@ -4,16 +4,24 @@ A cluster of its own ends with the process that started it, however that ends. R
 actors; its agents, which outlive a killed raylet by a minute, are ended by a guard of ours.
 """
 
+import asyncio
 import logging
 import os
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from sandboxrl.data.errors import InputError
+from sandboxrl.data.errors import InputError, described
+from sandboxrl.rl.watch import answer_with_stacks, stacks_of
+
+STACKS_S = 20.0
+"""How long a task on another node may take to read the stacks of an actor there."""
 
 GUARD = """
 import os, signal, sys
@@ -80,6 +88,30 @@ def _descendants(pid: int) -> list[int]:
         return []
     children = [int(word) for text in tasks for word in text.split()]
     return children + [further for child in children for further in _descendants(child)]
+
+
+def whereabouts() -> dict[str, Any]:
+    """Of the actor that calls it: its node, and what its stacks are read with from now on."""
+    return {"node": ray.get_runtime_context().get_node_id(), **answer_with_stacks()}
+
+
+async def stacks_of_actors(actors: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Name -> the stacks of an actor's threads, or why there are none; from the `whereabouts` of each. An actor on
+    another node is asked by a task there."""
+    here = ray.get_runtime_context().get_node_id()
+
+    async def one(where: dict[str, Any]) -> str:
+        process = {key: where[key] for key in ("pid", "descriptor")}
+        if where["node"] == here:
+            return await asyncio.to_thread(stacks_of, process)
+        there = NodeAffinitySchedulingStrategy(where["node"], soft=False)
+        asked = ray.remote(stacks_of).options(num_cpus=0, scheduling_strategy=there).remote(process)
+        try:
+            return str(await asyncio.wait_for(asked, STACKS_S))
+        except (RayError, TimeoutError) as error:
+            return f"its node does not answer: {described(error)}"
+
+    return dict(zip(actors, await asyncio.gather(*map(one, actors.values())), strict=True))
 
 
 def cause(error: BaseException) -> str:

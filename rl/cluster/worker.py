@@ -1,12 +1,16 @@
 """The Ray actor that samples trajectories: one vLLM engine, a pool of sandboxes, one rollout loop."""
 
 import asyncio
+import itertools
 import os
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
 
+from sandboxrl.data.errors import one_line
 from sandboxrl.data.plugin import Code
 from sandboxrl.data.prompt.arms import Arm
 from sandboxrl.data.task import Task
@@ -15,15 +19,20 @@ from sandboxrl.envs.policy.chat import ChatFormat, TokenPolicy, load_tokenizer
 from sandboxrl.envs.policy.protocol import Sampling
 from sandboxrl.envs.rollout import Environment, RolloutLimits, rollout
 from sandboxrl.envs.sandbox.pool import Pool, open_backend
-from sandboxrl.envs.sandbox.protocol import SandboxConfig
-from sandboxrl.envs.tools.tool_set import tool_set
-from sandboxrl.envs.trajectory import Tokens, Trajectory
+from sandboxrl.envs.sandbox.protocol import Sandbox, SandboxConfig
+from sandboxrl.envs.tools.tool_set import ToolSet, tool_set
+from sandboxrl.envs.trajectory import Observation, Tokens, ToolCall, Trajectory, Turn
+from sandboxrl.rl.cluster.connect import whereabouts
 from sandboxrl.rl.cluster.hosts import RemoteBackend
 from sandboxrl.rl.engine.config import EngineConfig
 from sandboxrl.rl.engine.vllm import VllmEngine
 from sandboxrl.rl.learner.stream import open_memory, receive
 
 PROBE_TIMEOUT_S = 120.0
+SHOWN = 3
+"""Trajectories in the status of a worker."""
+COMMAND_CHARS = 160
+"""Of a command in the status."""
 
 
 def _open_pool(config: SandboxConfig) -> Pool:
@@ -32,6 +41,41 @@ def _open_pool(config: SandboxConfig) -> Pool:
     if config.remote:
         return Pool(RemoteBackend.open(config), warm=0, parallel_starts=config.parallel_starts)
     return Pool(open_backend(config), config.warm, config.parallel_starts)
+
+
+@dataclass
+class _Doing:
+    """A trajectory under way, for whoever asks what takes so long."""
+
+    task: str
+    since: float = field(default_factory=time.monotonic)
+    turns: int = 0
+    command: str = ""
+    command_since: float = 0.0
+
+    def count(self, turn: Turn) -> None:
+        self.turns += 1
+
+    def shown(self) -> dict[str, Any]:
+        now = time.monotonic()
+        doing = {"command": self.command, "command_s": round(now - self.command_since, 1)} if self.command else {}
+        return {"task": self.task, "for_s": round(now - self.since, 1), "turns": self.turns, **doing}
+
+
+class _Followed:
+    """A tool set of one trajectory, with the same face, that says which call it is at."""
+
+    def __init__(self, tools: ToolSet, doing: _Doing) -> None:
+        self._tools, self._doing = tools, doing
+        self.no_call_message, self.schemas = tools.no_call_message, tools.schemas
+
+    async def run(self, call: ToolCall, sandbox: Sandbox, timeout_s: float) -> Observation:
+        words = f"{call.name} {' '.join(map(str, call.arguments.values()))}"
+        self._doing.command, self._doing.command_since = one_line(words, COMMAND_CHARS), time.monotonic()
+        try:
+            return await self._tools.run(call, sandbox, timeout_s)
+        finally:
+            self._doing.command = ""
 
 
 @ray.remote
@@ -64,10 +108,12 @@ class RolloutWorker:
         self._arm, self._tool_set, self._call_format = arm, tool_set, call_format
         self._tools, self._code = tools, code
         self._mode, self._chat_template, self._grader_config = mode, chat_template, grader
+        self._doing: dict[int, _Doing] = {}
+        self._numbers = itertools.count()
 
-    async def start(self, version: int = 0) -> None:
-        """Load the model as weight version `version` and open the sandboxes. Raises EngineLost, InputError,
-        BackendUnavailable."""
+    async def start(self, version: int = 0) -> dict[str, Any]:
+        """Load the model as weight version `version` and open the sandboxes; returns `whereabouts`. Raises EngineLost,
+        InputError, BackendUnavailable."""
         if self._code is not None:
             self._code.install()
         tokenizer = load_tokenizer(self._model)
@@ -84,10 +130,28 @@ class RolloutWorker:
             await self._pool.fill()
         self._environment = Environment(self._arm, self._mode, self._limits, tools, self._pool, self._grader)
         await self._engine.start(version)
+        return whereabouts()
 
     async def sample(self, task: Task, seed: int, sampling: Sampling) -> Trajectory:
         """One trajectory, by `envs.rollout`. What the machine loses is told by its StopReason."""
-        return await rollout(task, TokenPolicy(self._engine, self._format, sampling), self._environment, seed)
+        environment, doing, number = self._environment, _Doing(task.id), next(self._numbers)
+        if environment.tools is not None:
+            environment = replace(environment, tools=_Followed(environment.tools, doing))
+        self._doing[number] = doing
+        try:
+            policy = TokenPolicy(self._engine, self._format, sampling)
+            return await rollout(task, policy, environment, seed, on_turn=doing.count)
+        finally:
+            del self._doing[number]
+
+    async def status(self) -> dict[str, Any]:
+        """For `status.json`: what is going on here, with the trajectories that have taken longest."""
+        oldest = sorted(self._doing.values(), key=lambda doing: doing.since)[:SHOWN]
+        return {
+            "trajectories": len(self._doing),
+            "engine_requests": self._engine.num_requests,
+            "slowest": [doing.shown() for doing in oldest],
+        }
 
     async def probe(self, sampling: Sampling, num_tokens: int = 16) -> Tokens:
         """A few tokens drawn with the weights of this moment, for the learner to compare log-probabilities."""

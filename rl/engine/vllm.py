@@ -131,6 +131,11 @@ class VllmEngine:
         return self._config.tensor_parallel_size
 
     @property
+    def num_requests(self) -> int:
+        """Requests and other calls that wait for the engine's answer."""
+        return len(self._waiting)
+
+    @property
     def healthy(self) -> bool:
         return self._lost is None and self._thread is not None and self._thread.is_alive()
 

@@ -67,6 +67,10 @@ class Checkpoints:
     def path(self, step: int) -> Path:
         return self._folder / f"step_{step:06d}"
 
+    def folder(self, step: int) -> str:
+        """What a learner loads to be at `step`; empty for step 0, which is the model that the run starts from."""
+        return str(self.path(step)) if step else ""
+
     def steps(self) -> list[int]:
         """Steps of the checkpoints that were written to their end, ascending; `problem` tells whether one still is
         whole."""

@@ -33,7 +33,7 @@ from sandboxrl.rl.learner.batch import Row
 from sandboxrl.rl.learner.checkpoint import LEARNER
 from sandboxrl.rl.learner.config import LearnerConfig, learning_rate
 from sandboxrl.rl.learner.model import load_policy, named_weights, shard
-from sandboxrl.rl.learner.weights import Publisher, free_port, full
+from sandboxrl.rl.learner.weights import PUBLISH_S, Publisher, free_port, full
 
 SUMS = ("loss", "held", "trained", "not_finite", "compared", "difference", "k3")
 """What is added up over rows and ranks in one optimizer step."""
@@ -161,13 +161,19 @@ class Learner:
         return named_weights(self.policy, dtype, described)
 
     def publish(
-        self, workers: Sequence[Any], version: int, backend: str = "shm", run: str = "", dtype: str = "float32"
+        self,
+        workers: Sequence[Any],
+        version: int,
+        backend: str = "shm",
+        run: str = "",
+        dtype: str = "float32",
+        timeout_s: float = PUBLISH_S,
     ) -> list[tuple[int, str]]:
         """Give the rollout workers these weights as `version`; see sandboxrl.rl.learner.weights.Publisher.publish."""
         if self._publisher is None:
             self._publisher = Publisher(backend, run, self.rank)
         weights, described = self.weights(getattr(torch, dtype)), self.weights(getattr(torch, dtype), described=True)
-        return self._publisher.publish(weights, version, workers, described)
+        return self._publisher.publish(weights, version, workers, described, timeout_s)
 
     def save(self, folder: str) -> None:
         """Write this rank's share under `folder`. Complete when every rank has returned; see rl.learner.checkpoint."""

@@ -7,8 +7,8 @@ One protocol for all backends. Who is a member is settled by the caller before e
 during it. `weights` yields `(Hugging Face name, tensor)`; a tensor sharded over ranks is gathered here, one at a time.
 Gathering is a collective, so every rank takes part, to the last tensor, whatever becomes of the members; only rank 0
 sends. Every wait has a deadline and watches the members. When `publish` returns, every worker that it does not report
-lost samples with `version`, its prefix cache is empty, and nothing of the transfer is left. A lost one is replaced by the
-caller, and the fresh one gets the weights in a publication of its own.
+lost samples with `version`, its prefix cache is empty, and nothing of the transfer is left. A lost one is replaced by
+the caller, and the fresh one gets the weights in a publication of its own.
 
 | backend | for | how |
 |---|---|---|
@@ -55,7 +55,7 @@ Weights = Iterable[tuple[str, torch.Tensor]]
 
 
 class Layout:
-    """A safetensors file of tensors with these names, shapes and dtypes, in this order, before their values are known."""
+    """A safetensors file of tensors with these names, shapes and dtypes, in this order; their values come later."""
 
     def __init__(self, described: Weights) -> None:
         self.names: list[tuple[str, tuple[int, ...], torch.dtype]] = []

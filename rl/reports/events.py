@@ -49,6 +49,10 @@ class Journal:
         self._groups.mkdir(parents=True, exist_ok=True)
         self._lineage, self._group_size = lineage(recipe), recipe.group_size
         self._resume_step = self._version = resume_step
+        self.in_flight: dict[int, tuple[str, float]] = {}
+        """Groups that are being sampled: task id, and since when (monotonic)."""
+        self.last: dict[str, float] = {}
+        """Unix time of the last event of each kind."""
         self._needed_from = 0
         """The first group that the newest checkpoint does not hold as consumed."""
         _cut_torn_line(self._file)
@@ -56,20 +60,24 @@ class Journal:
         self.note("started", step=resume_step)
 
     def note(self, event: str, **about: Any) -> None:
-        self._stream.write(json.dumps({"t": round(time.time(), 3), "event": event, **about}) + "\n")
+        self.last[event] = time.time()
+        self._stream.write(json.dumps({"t": round(self.last[event], 3), "event": event, **about}) + "\n")
         self._stream.flush()
 
     def rewind(self, step: int) -> None:
         """The run goes on from the checkpoint of `step` once more."""
         self._resume_step = self._version = step
+        self.in_flight.clear()
         self.note("started", step=step)
 
     def dispatched(self, index: int, task: Task) -> None:
+        self.in_flight[index] = (task.id, time.monotonic())
         self.note("dispatched", group=index, task=task.id, version=self._version)
 
     async def completed(self, group: Group) -> None:
         """Keep the group, whole or not at all. One that the machine lost is not kept: a run that stopped because of
         such groups must not find them again."""
+        self.in_flight.pop(group.index, None)
         if len(group.rewards) > 1 or len(group.rewards) == self._group_size:
             await asyncio.to_thread(self._keep, group)
         self.note("completed", group=group.index, versions=_versions(group), trajectories=len(group.trajectories))
@@ -109,6 +117,11 @@ class Journal:
                 file.unlink()
         self._needed_from = min((index for index, _ in state["pending"]), default=state["num_started"])
         self.note("saved", step=step)
+
+    @property
+    def version(self) -> int:
+        """Of the weights that were published last."""
+        return self._version
 
     def close(self) -> None:
         self._stream.close()

@@ -49,8 +49,7 @@ class Log:
     def __init__(self, recipe: Recipe, resume_step: int, token_text: TokenText, out: TextIO = sys.stdout) -> None:
         self.recipe, self.dir, self.token_text, self.out = recipe, recipe.run_dir, token_text, out
         (self.dir / "trajectories").mkdir(parents=True, exist_ok=True)
-        self.rows = [row for row in read_jsonl(self.dir / "metrics.jsonl") if row["step"] <= resume_step]
-        write_whole(self.dir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.rows))
+        self._keep_rows(resume_step)
         self.started = time.monotonic()
         self.last_error = "none"
         self.num_trajectories = sum(int(row.get("trajectories", 0)) for row in self.rows)
@@ -60,6 +59,11 @@ class Log:
         self._fresh()
         self.trackers = follow(_wanted(recipe), self.dir)
         self._tell_news()
+
+    def _keep_rows(self, last_step: int) -> None:
+        """Cut off what was written after the checkpoint of `last_step`."""
+        self.rows = [row for row in read_jsonl(self.dir / "metrics.jsonl") if row["step"] <= last_step]
+        write_jsonl(self.dir / "metrics.jsonl", self.rows)
 
     def _fresh(self) -> None:
         """Counters of the step that is being collected."""
@@ -91,6 +95,18 @@ class Log:
             return
         self.say(f"  lost to the machine ({trajectory.stop}): {trajectory.error}")
 
+    def recovered(self, what: str, line: str) -> None:
+        """Something was lost and put right; counted in the next step's row as `recovered/<what>`."""
+        self.step_counts[f"recovered/{what}"] += 1
+        self.say(f"  {line}")
+
+    def rewind(self, step: int) -> None:
+        """The run goes on from the checkpoint of `step`, inside this process: what was written after it is cut off."""
+        self._keep_rows(step)
+        self.num_trajectories = sum(int(row.get("trajectories", 0)) for row in self.rows)
+        self.step_trajectories = []
+        self.journal.rewind(step)
+
     def measure(
         self, step: int, groups: Sequence[Group], batch: Batch, stats: Mapping[str, float], clock: Clock
     ) -> dict[str, Any]:
@@ -106,6 +122,8 @@ class Log:
             "staleness/max": max(g.age(step - 1) for g in groups),
             "trajectories": len(trajectories),
             "dropped": self.step_counts["dropped"],
+            "recovered/workers": self.step_counts["recovered/workers"],
+            "recovered/learner": self.step_counts["recovered/learner"],
             **stats,
             **seconds,
             "time/wall_s": self._wall(),
@@ -197,6 +215,21 @@ class Log:
                 if key.startswith("eval/") and key.endswith("/score"):
                     scores.setdefault(row["step"], {})[key.split("/")[1]] = value
         return scores
+
+    async def look(self) -> dict[str, Any]:
+        """For `status.json`: where the run is, and what is being sampled, the oldest first."""
+        now, last = time.monotonic(), self.journal.last
+        return {
+            "step": max((row["step"] for row in self.rows if "reward/mean" in row), default=0),
+            "steps": self.recipe.steps,
+            "version": self.journal.version,
+            "published": last.get("published"),
+            "saved": last.get("saved"),
+            "groups_in_flight": [
+                {"group": index, "task": task, "for_s": round(now - since, 1)}
+                for index, (task, since) in sorted(self.journal.in_flight.items())
+            ],
+        }
 
     def say(self, line: str) -> None:
         print(line, file=self.out, flush=True)

@@ -15,10 +15,11 @@ from sandboxrl.data.errors import InputError
 from sandboxrl.data.task import Task
 from sandboxrl.envs.policy.protocol import EngineLost
 from sandboxrl.envs.trajectory import StopReason, Trajectory
-from sandboxrl.rl.cluster.actors import RayWorkers, together
+from sandboxrl.rl.cluster.workers import RayWorkers, together
 from sandboxrl.rl.config import load_recipe
 from sandboxrl.rl.reports.run_folder import Log
 from sandboxrl.rl.trainer import RunFailed
+from sandboxrl.rl.watch import Watch, WatchConfig
 
 ROOT = Path(__file__).resolve().parents[3]
 TASK = Task(id="t", source="s", question="?", gold="1", reward="exact")
@@ -26,7 +27,8 @@ TASK = Task(id="t", source="s", question="?", gold="1", reward="exact")
 
 def workers_in(folder: Path) -> RayWorkers:
     recipe = load_recipe(ROOT / "recipes/tiny.yaml", [f"out={folder}", "name=run"])
-    return RayWorkers(recipe, "", Log(recipe, 0, token_text=str, out=io.StringIO()))
+    log = Log(recipe, 0, token_text=str, out=io.StringIO())
+    return RayWorkers(recipe, "", log, Watch(WatchConfig(), folder, log.say))
 
 
 class Remote:

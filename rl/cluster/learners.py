@@ -1,0 +1,194 @@
+"""The learner ranks of a run, Ray actors, behind the face that the trainer knows (`sandboxrl.rl.trainer.Learners`).
+
+They hold the optimizer's state, so one that is lost takes the others with it: all start again from the last
+checkpoint, inside the run. Whether a failure is the machine's (a rank is dead, out of memory or over its deadline:
+LearnerLost) or a mistake (RunFailed) is decided here.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from sandboxrl.data.plugin import Code
+from sandboxrl.rl.cluster.connect import cause, stacks_of_actors, whereabouts
+from sandboxrl.rl.cluster.workers import RayWorkers, raised, wait_for_start
+from sandboxrl.rl.config import Recipe
+from sandboxrl.rl.engine.config import garbage_left_alone, on_cpu, weight_backend
+from sandboxrl.rl.grpo import LossConfig, find_policy_loss
+from sandboxrl.rl.learner.batch import Batch, Row
+from sandboxrl.rl.learner.checkpoint import LEARNER
+from sandboxrl.rl.learner.config import LearnerConfig
+from sandboxrl.rl.own_code import code_of
+from sandboxrl.rl.reports.run_folder import Log
+from sandboxrl.rl.trainer import LearnerLost, RunFailed
+from sandboxrl.rl.watch import Stalled, Watch
+
+ALIVE_S = 10.0
+"""How long to look, when one rank failed, whether another is dead: its failure is only the echo then."""
+PUBLISH_MARGIN_S = 300.0
+"""Beyond the workers' own deadline: gathering the tensors takes time as well."""
+OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError")
+"""What torch and Python raise, by name: this process does not import torch."""
+
+
+@ray.remote
+class LearnerRank:
+    """An `rl.learner.learner.Learner` in a process of its own, the only one that imports torch: that takes seconds."""
+
+    def __init__(self, rank: int, config: LearnerConfig, code: Code) -> None:
+        code.install()
+        with garbage_left_alone():
+            from sandboxrl.rl.learner.learner import Learner
+
+        self._learner = Learner(rank, config)
+
+    def where(self) -> dict[str, Any]:
+        return whereabouts()
+
+    def address(self) -> str:
+        return self._learner.address()
+
+    def setup(self, address: str, model_dir: str, loss: LossConfig, temperature: float) -> None:
+        find_policy_loss(loss.policy_loss)  # a user's own: said before the model is loaded, where it is not there
+        self._learner.setup(address, model_dir, loss, temperature)
+
+    def load(self, folder: str) -> None:
+        self._learner.load(folder)
+
+    def update(self, steps: Sequence[Sequence[Row]], probe: Row | None) -> dict[str, float]:
+        return self._learner.update(steps, probe)
+
+    def learned(self) -> dict[int, np.ndarray]:
+        return self._learner.learned()
+
+    def publish(
+        self, workers: Sequence[Any], version: int, backend: str, run: str, dtype: str, timeout_s: float
+    ) -> list[tuple[int, str]]:
+        return self._learner.publish(workers, version, backend, run, dtype, timeout_s)
+
+    def save(self, folder: str) -> None:
+        self._learner.save(folder)
+
+
+class RayLearners:
+    """The learner ranks as one."""
+
+    def __init__(self, recipe: Recipe, model_dir: str, log: Log, watch: Watch) -> None:
+        self._recipe, self._model_dir, self._log, self._watch = recipe, model_dir, log, watch
+        self._ranks: list[Any] = []
+        self._where: list[dict[str, Any]] = []
+        """Node and process of each rank, for its stacks."""
+        self._version = 0
+        """Of the weights that the learner holds: the number of batches it has been updated with."""
+        self._busy = asyncio.Lock()
+        """A worker that is replaced during an update must get the weights under their right version."""
+        watch.stacks.append(self._stacks)
+
+    async def start(self, version: int = 0, checkpoint: str = "") -> None:
+        """Load the model, and the state of `checkpoint` where one is given."""
+        config, on_gpu = self._recipe.learner_of_run, self._recipe.learner.device != "cpu" and not on_cpu()
+        options = {"num_cpus": int(on_gpu), "num_gpus": int(on_gpu)}
+        environment = {"env_vars": {"OMP_NUM_THREADS": str(config.threads), "TOKENIZERS_PARALLELISM": "false"}}
+        code = code_of(self._recipe)
+        self._ranks = [
+            LearnerRank.options(**options, runtime_env=environment).remote(rank, config, code)
+            for rank in range(config.world_size)
+        ]
+        self._where = await wait_for_start(self._watch, "learners", [rank.where.remote() for rank in self._ranks])
+        [address] = await wait_for_start(self._watch, "learners", [self._ranks[0].address.remote()])
+        recipe = self._recipe
+        starting = [
+            rank.setup.remote(address, self._model_dir, recipe.loss, recipe.sampling.temperature)
+            for rank in self._ranks
+        ]
+        await wait_for_start(self._watch, "learners", starting)
+        if checkpoint:
+            loading = [rank.load.remote(checkpoint) for rank in self._ranks]
+            await self._all(loading, f"reading {checkpoint}", self._watch.config.save_s)
+        self._version = version
+
+    async def restart(self, version: int, checkpoint: str = "") -> None:
+        """Put fresh ranks in the place of all that are there."""
+        async with self._busy:
+            await self.stop()
+            await self.start(version, checkpoint)
+
+    async def update(self, batch: Batch) -> Mapping[str, float]:
+        async with self._busy:
+            updating = [r.update.remote(batch.of_rank(i), batch.probe) for i, r in enumerate(self._ranks)]
+            stats = await self._all(updating, f"update {self._version + 1}", self._watch.config.update_s)
+            self._version += 1
+        return dict(stats[0])
+
+    async def learned(self) -> Mapping[int, np.ndarray]:
+        async with self._busy:
+            asking = [rank.learned.remote() for rank in self._ranks]
+            ranks = await self._all(asking, "its log-probabilities of the last batch", self._watch.config.update_s)
+        return {place: logprobs for rank in ranks for place, logprobs in rank.items()}
+
+    async def publish(self, workers: RayWorkers, version: int) -> None:
+        assert version == self._version, f"the learner holds version {self._version}, not {version}"
+        members = workers.members()
+        for index, reason in await self._give(members):
+            workers.lose(members[index], reason)
+        workers.give_weights = self._give
+
+    async def save(self, path: str) -> None:
+        async with self._busy:
+            saving = [rank.save.remote(path) for rank in self._ranks]
+            await self._all(saving, f"writing {path}", self._watch.config.save_s)
+        if not (Path(path) / LEARNER / ".metadata").is_file():
+            raise RunFailed(f"what the learners saved in {path} is not seen here: `out` must be on a folder they share")
+
+    async def stop(self) -> None:
+        for rank in self._ranks:
+            ray.kill(rank)
+        self._ranks = []
+
+    async def _give(self, workers: list[Any]) -> list[tuple[int, str]]:
+        """Give these workers the weights; returns `(index, what happened)` of each that was lost on the way."""
+        engine, limit_s = self._recipe.engine, self._watch.config.publish_s
+        dtype = engine.dtype if engine.dtype != "auto" else ("float32" if on_cpu() else "bfloat16")
+        async with self._busy:
+            version = self._version
+            arguments = (workers, version, weight_backend(engine), self._recipe.name, dtype, limit_s)
+            publishing = [rank.publish.remote(*arguments) for rank in self._ranks]
+            lost = await self._all(publishing, f"publishing version {version}", limit_s + PUBLISH_MARGIN_S)
+        return list(lost[0])
+
+    async def _all(self, references: list[Any], what: str, limit_s: float) -> list[Any]:
+        """Every rank's answer. One that fails leaves the others in a collective for ever, so the first error counts.
+        Raises LearnerLost, RunFailed, InputError."""
+        try:
+            return list(await self._watch.bounded(asyncio.gather(*references), "learner", what, limit_s))
+        except Stalled as error:
+            raise LearnerLost(str(error)) from error
+        except RayTaskError as error:
+            if dead := await self._dead_rank():
+                raise LearnerLost(dead) from error
+            if type(error.cause).__name__ in OUT_OF_MEMORY:
+                raise LearnerLost(f"a learner is out of memory: {cause(error)}") from error
+            raise raised("a learner failed", error) from error
+        except RayError as error:
+            raise LearnerLost(f"a learner is lost: {cause(error)}") from error
+
+    async def _dead_rank(self) -> str:
+        """Which rank's process is gone, and why; empty: none is. One that is in a collective does not answer."""
+        asking = [asyncio.ensure_future(rank.where.remote()) for rank in self._ranks]
+        try:
+            await asyncio.wait(asking, timeout=ALIVE_S, return_when=asyncio.FIRST_EXCEPTION)
+            for number, answer in enumerate(asking):
+                if answer.done() and isinstance(answer.exception(), RayError):
+                    return f"learner rank {number} is lost: {cause(answer.exception())}"
+            return ""
+        finally:
+            for answer in asking:
+                answer.cancel()
+
+    async def _stacks(self) -> dict[str, str]:
+        return await stacks_of_actors({f"learner rank {i}": where for i, where in enumerate(self._where)})
