@@ -20,6 +20,7 @@ VERBS = {
     "data": "build and check task files",
     "explain": "every resolved number of a recipe before a GPU is taken",
     "check": "which checkpoints of a run are whole: sandboxrl check run RUN",
+    "status": "what a live run is doing and waiting for",
     "doctor": "what this machine lacks and the line that mends it",
     "image": "build and check the sandbox image",
 }
