@@ -12,6 +12,7 @@ bytes, and their checksum: nothing is interpreted. One that does not take a part
 others go on. Imports nothing heavy.
 """
 
+import contextlib
 import hmac
 import os
 import secrets
@@ -49,7 +50,8 @@ class Sender:
         self._changed = threading.Condition()
         self._closed = False
         self._pool = ThreadPoolExecutor(max(1, len(names)), thread_name_prefix="weights")
-        threading.Thread(target=self._accept, name="weights", daemon=True).start()
+        self._accepting = threading.Thread(target=self._accept, name="weights", daemon=True)
+        self._accepting.start()
 
     def info(self, name: str) -> dict[str, Any]:
         """What `receive` takes."""
@@ -85,6 +87,9 @@ class Sender:
         with self._changed:
             self._closed = True
             connections, self._connected = list(self._connected.values()), {}
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes who waits in accept, and refuses from now on
+        self._accepting.join()
         self._listener.close()
         for connection in connections:
             connection.close()
@@ -125,7 +130,10 @@ class Sender:
             except TimeoutError:
                 continue
             except OSError:
-                return  # closed
+                if self._closed:
+                    return
+                time.sleep(POLL_S)  # out of descriptors: others may come back
+                continue
             threading.Thread(target=self._greet, args=(connection,), name="weights", daemon=True).start()
 
     def _greet(self, connection: socket.socket) -> None:
