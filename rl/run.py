@@ -182,7 +182,7 @@ async def train_run(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
 async def _train_to_the_end(
     recipe: Recipe, inputs: Inputs, workers: RayWorkers, learners: RayLearners, log: Log
 ) -> str:
-    """Train, as `train` does; each time a learner rank is lost, up to a limit, go on from the last checkpoint with fresh ones. The
+    """As `train`; each time a learner rank is lost, up to a limit, go on from the last checkpoint with fresh ones. The
     rollout workers stay, and what they have sampled is used."""
     beginning, hooks, num_lost = inputs.train.state(), load_hooks(recipe.hooks), 0
     while True:
