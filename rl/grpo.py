@@ -361,7 +361,7 @@ def per_trajectory(values: "Tensor", trajectory: "Tensor", mean: bool = False) -
     """The sum (or mean) of `values` over each trajectory, given back to each of its tokens. Shape [tokens]."""
     if not values.numel():
         return values
-    zeros = values.new_zeros(int(trajectory.max()) + 1)
+    zeros = values.new_zeros(values.shape)  # no more trajectories than tokens: how many, only the GPU knows
     total = zeros.index_add(0, trajectory, values)
     if mean:
         total = total / zeros.index_add(0, trajectory, values.new_ones(values.shape)).clamp(min=1)

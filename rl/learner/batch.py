@@ -175,9 +175,10 @@ def _moves(sample: _Sample, loss: LossConfig) -> bool:
 def _rows(moving: list[tuple[_Sample, float]], learner: LearnerConfig, version: int) -> tuple[tuple[Row, ...], ...]:
     """[rank][row] for one optimizer step: evenly filled rows, the heaviest ones side by side."""
     lengths = [len(sample.trajectory.tokens.ids) for sample, _ in moving]
-    bins = pack(lengths, learner.max_tokens_per_row, learner.world_size)
+    crossover = learner.attention_crossover
+    bins = pack(lengths, learner.max_tokens_per_row, learner.world_size, crossover)
     rows = [_row([moving[i] for i in members], version) if members else _idle_row() for members in bins]
-    rows.sort(key=lambda row: -row.ids.size)
+    rows.sort(key=lambda row: -sum(cost(length, crossover) for length in row.lengths.tolist()))
     ranks: list[list[Row]] = [[] for _ in range(learner.world_size)]
     for start in range(0, len(rows), learner.world_size):
         side_by_side = rows[start : start + learner.world_size]
@@ -189,11 +190,11 @@ def _rows(moving: list[tuple[_Sample, float]], learner: LearnerConfig, version: 
     return tuple(tuple(rank) for rank in ranks)
 
 
-def pack(lengths: Sequence[int], max_tokens: int, multiple_of: int = 1) -> list[list[int]]:
-    """Indices of `lengths` in bins of at most `max_tokens`, as even as the greedy rule makes them.
+def pack(lengths: Sequence[int], max_tokens: int, multiple_of: int = 1, crossover: int = 0) -> list[list[int]]:
+    """Indices of `lengths` in bins of at most `max_tokens`, as even in `cost` as the greedy rule makes them.
 
     The number of bins is the smallest multiple of `multiple_of` for which it works: longest first, each into the bin
-    that holds least. An item longer than `max_tokens` has a bin of its own. Bins may be empty.
+    that costs least of those where it fits. An item longer than `max_tokens` has a bin of its own. Bins may be empty.
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     alone = [i for i in order if lengths[i] > max_tokens]
@@ -202,16 +203,24 @@ def pack(lengths: Sequence[int], max_tokens: int, multiple_of: int = 1) -> list[
     num_bins = max(1, -(-(len(alone) + -(-total // max_tokens)) // multiple_of)) * multiple_of
     while True:
         bins = [[i] for i in alone] + [[] for _ in range(num_bins - len(alone))]
-        loads = [0] * (num_bins - len(alone))
+        tokens, costs = ([0.0] * (num_bins - len(alone)) for _ in range(2))
         for i in others:
-            lightest = loads.index(min(loads)) if loads else -1
-            if lightest < 0 or loads[lightest] + lengths[i] > max_tokens:
+            fitting = [bin for bin, held in enumerate(tokens) if held + lengths[i] <= max_tokens]
+            if not fitting:
                 break
-            loads[lightest] += lengths[i]
-            bins[len(alone) + lightest].append(i)
+            cheapest = min(fitting, key=costs.__getitem__)
+            tokens[cheapest] += lengths[i]
+            costs[cheapest] += cost(lengths[i], crossover)
+            bins[len(alone) + cheapest].append(i)
         else:
             return bins
         num_bins += multiple_of
+
+
+def cost(length: int, crossover: int) -> float:
+    """What a trajectory of `length` tokens costs the learner, in tokens of a short one: matrix products grow with its
+    length, attention with the square. They are equal at `crossover`; 0: attention costs nothing."""
+    return length + (length * length / crossover if crossover else 0)
 
 
 def _row(members: list[tuple[_Sample, float]], version: int) -> Row:

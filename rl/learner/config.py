@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from sandboxrl.data.errors import InputError, nearest
 
 DEVICES = ("auto", "cpu", "cuda")
-DTYPES = ("float32", "bfloat16")
+DTYPES = ("auto", "float32", "bfloat16")
 SCHEDULES = ("constant", "linear", "cosine")
 
 
@@ -16,8 +16,9 @@ class LearnerConfig:
     """Learner processes over which parameters, gradients and optimizer state are sharded; one GPU each on GPUs."""
     device: str = "auto"
     """auto (cuda if there is one) | cpu | cuda."""
-    dtype: str = "float32"
-    """Of activations and products: float32 | bfloat16. Parameters, gradients and optimizer state are always float32."""
+    dtype: str = "auto"
+    """Of activations and products: float32 | bfloat16 | auto (bfloat16 on a GPU, else float32). Parameters, gradients
+    and optimizer state are always float32."""
     learning_rate: float = 1e-6
     """Of AdamW, at its highest."""
     warmup_steps: int = 0
@@ -41,14 +42,20 @@ class LearnerConfig:
     """Optimizer steps per batch; every group is spread over all of them."""
     max_tokens_per_row: int = 16384
     """Trajectories are packed into rows of at most this many tokens; one row is one forward and backward pass."""
+    attention_crossover: int = 0
+    """Tokens at which a trajectory's attention costs as much as its matrix products (24,700 for Qwen3-4B). Rows are
+    made equal by length + length^2 / this; 0: by length alone, right for trajectories that are far shorter."""
     logprob_chunk: int = 2048
     """Tokens whose logits (vocabulary wide) are in memory at once."""
     gradient_checkpointing: bool = True
     """Recompute each layer in the backward pass instead of keeping its activations."""
+    offload: bool = False
+    """Keep parameters, gradients and optimizer state in host memory (16 bytes a parameter over all ranks), and let the
+    CPU make the optimizer step. For a GPU that cannot hold them; with `threads` raised."""
     threads: int = 1
     """CPU threads of each process."""
     timeout_s: float = 600.0
-    """A collective that waits longer for another rank fails. The first one waits until rank 0 has read the model."""
+    """A collective that waits longer for another rank fails. Reading the model does not count."""
 
     def __post_init__(self) -> None:
         for name, valid in (("device", DEVICES), ("dtype", DTYPES), ("schedule", SCHEDULES)):
@@ -58,7 +65,7 @@ class LearnerConfig:
         for name in ("world_size", "minibatches", "max_tokens_per_row", "logprob_chunk", "threads"):
             if getattr(self, name) < 1:
                 raise InputError(f"learner.{name} must be at least 1")
-        for name in ("learning_rate", "weight_decay", "warmup_steps", "schedule_steps"):
+        for name in ("learning_rate", "weight_decay", "warmup_steps", "schedule_steps", "attention_crossover"):
             if getattr(self, name) < 0:
                 raise InputError(f"learner.{name} must not be negative")
         for name in ("beta1", "beta2"):
@@ -77,6 +84,12 @@ class LearnerConfig:
                 f"learner.warmup_steps: {self.warmup_steps} leaves nothing of a schedule of {self.schedule_steps} "
                 "optimizer steps"
             )
+
+    def compute_dtype(self, on_gpu: bool) -> str:
+        """What `auto` stands for."""
+        if self.dtype == "auto":
+            return "bfloat16" if on_gpu else "float32"
+        return self.dtype
 
 
 def learning_rate(config: LearnerConfig, num_updates: int) -> float:

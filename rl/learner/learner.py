@@ -14,6 +14,7 @@ so weights, optimizer state and the number of updates are all there is to save.
 
 import shutil
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -24,19 +25,27 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 
-from sandboxrl.data.errors import InputError
+from sandboxrl.data.errors import InputError, described
 from sandboxrl.rl.grpo import LossConfig, k3, token_loss
+from sandboxrl.rl.learner.attention import take_fastest_kernel
 from sandboxrl.rl.learner.batch import Row
 from sandboxrl.rl.learner.checkpoint import LEARNER
 from sandboxrl.rl.learner.config import LearnerConfig, learning_rate
-from sandboxrl.rl.learner.model import load_policy, named_weights, shard
-from sandboxrl.rl.learner.weights import PUBLISH_S, Publisher, free_port, full
+from sandboxrl.rl.learner.model import Policy, check_same_form, load_policy, named_weights, shard
+from sandboxrl.rl.learner.weights import PUBLISH_S, Publisher, full
 
 SUMS = ("loss", "held", "trained", "not_finite", "compared", "difference", "k3")
 """What is added up over rows and ranks in one optimizer step."""
+
+
+LOAD_TIMEOUT = timedelta(hours=2)
+"""How long the ranks wait for each other to appear, and for rank 0 to read the model; whoever started them watches."""
+READ = "model"
+"""The key under which rank 0 says that it has read the model."""
 
 
 class NotFinite(Exception):
@@ -51,10 +60,16 @@ class Learner:
         self._publisher: Publisher | None = None
         self._learned: list[tuple[Row, Tensor]] = []
         """Rows of the last update and the log-probabilities of their trained tokens before its first step."""
+        self._store: dist.Store | None = None
+        self._saving: Future[Any] | None = None
+        self._saving_group: dist.ProcessGroup | None = None
 
     def address(self) -> str:
-        """`host:port` on this machine where the ranks can meet."""
-        return f"{ray.util.get_node_ip_address()}:{free_port()}"
+        """`host:port` on this machine where the ranks can meet. Somebody listens there from now on, so nobody else can
+        take the port before the others come."""
+        host = ray.util.get_node_ip_address()
+        self._store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=LOAD_TIMEOUT)
+        return f"{host}:{self._store.port}"
 
     def setup(self, address: str, model_dir: str, loss: LossConfig, temperature: float = 1.0) -> None:
         """Meet the other ranks and load the model. `temperature` is that of sampling: log-probabilities are taken of
@@ -63,26 +78,62 @@ class Learner:
         on_gpu = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
         if on_gpu and not torch.cuda.is_available():
             raise InputError("learner.device: cuda, but torch sees no GPU here")
+        torch.set_num_threads(config.threads)
+        gpu_kernels = on_gpu and config.compute_dtype(on_gpu) == "bfloat16"
         if on_gpu:
             torch.cuda.set_device(self.rank % torch.cuda.device_count())
-        torch.set_num_threads(config.threads)
-        policy = load_policy(model_dir, config.logprob_chunk, with_weights=self.rank == 0)
+        if gpu_kernels:
+            take_fastest_kernel(torch.device("cuda"))
+        store = self._meet(address, on_gpu)
+        policy = self._read(store, model_dir, gpu_kernels)
+        check_same_form(policy)
+        self.build(policy, "cuda" if on_gpu else "cpu", loss, temperature)
+
+    def _meet(self, address: str, on_gpu: bool) -> dist.Store:
+        """The ranks as one process group; before anything that takes long, so that a rank that is missing shows."""
+        if self._store is None:
+            host, _, port = address.rpartition(":")
+            self._store = dist.TCPStore(
+                host, int(port), is_master=self.rank == 0, wait_for_workers=False, timeout=LOAD_TIMEOUT
+            )
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
-            init_method=f"tcp://{address}",
+            store=self._store,
             rank=self.rank,
-            world_size=config.world_size,
-            timeout=timedelta(seconds=config.timeout_s),
+            world_size=self.config.world_size,
+            timeout=timedelta(seconds=self.config.timeout_s),
         )
-        mesh = init_device_mesh("cuda" if on_gpu else "cpu", (config.world_size,), mesh_dim_names=("shard",))
-        shard(policy, mesh, getattr(torch, config.dtype), config.gradient_checkpointing)
+        return self._store
+
+    def _read(self, store: dist.Store, model_dir: str, gpu_kernels: bool) -> Policy:
+        """The model, with its weights on rank 0. The others wait for it here, where no collective's time runs."""
+        if self.rank:
+            policy = load_policy(model_dir, self.config.logprob_chunk, with_weights=False, gpu_kernels=gpu_kernels)
+            if (outcome := store.get(READ).decode()) != "read":
+                raise RuntimeError(f"rank 0 could not read the model: {outcome}")
+            return policy
+        try:
+            policy = load_policy(model_dir, self.config.logprob_chunk, with_weights=True, gpu_kernels=gpu_kernels)
+        except Exception as error:
+            store.set(READ, described(error))
+            raise
+        store.set(READ, "read")
+        return policy
+
+    def build(self, policy: Policy, device: str, loss: LossConfig, temperature: float = 1.0) -> None:
+        """Spread the model over the ranks of the process group and make its optimizer. `device` is `cpu` or `cuda`."""
+        config, mesh = self.config, init_device_mesh(device, (self.config.world_size,), mesh_dim_names=("shard",))
+        dtype = getattr(torch, config.compute_dtype(device == "cuda" or policy.gpu_kernels))
+        shard(policy, mesh, dtype, config.gradient_checkpointing, config.offload)
         self.policy, self.loss, self.temperature = policy, loss, temperature
-        self.device = torch.device(mesh.device_type)
+        self.device = torch.device(device)
         self.optimizer = torch.optim.AdamW(
             policy.parameters(),
             lr=config.learning_rate,
             betas=(config.beta1, config.beta2),
             weight_decay=config.weight_decay,
+            # else torch copies the shard once more in each step; on a CPU its plain way is the one that always was
+            fused=True if device == "cuda" or policy.gpu_kernels or config.offload else None,
         )
 
     def update(self, steps: Sequence[Sequence[Row]], probe: Row | None = None) -> dict[str, float]:
@@ -158,7 +209,7 @@ class Learner:
 
     def weights(self, dtype: torch.dtype | None = None, described: bool = False) -> Iterator[tuple[str, Tensor]]:
         """See sandboxrl.rl.learner.model.named_weights."""
-        return named_weights(self.policy, dtype, described)
+        return named_weights(self.policy, dtype, described, self.device)
 
     def publish(
         self,
@@ -177,9 +228,32 @@ class Learner:
 
     def save(self, folder: str) -> None:
         """Write this rank's share under `folder`. Complete when every rank has returned; see rl.learner.checkpoint."""
+        self.begin_save(folder)
+        self.finish_save()
+
+    def begin_save(self, folder: str) -> None:
+        """Copy this rank's share to host memory and have it written under `folder` while training goes on."""
+        assert self._saving is None, "a save is going on"
         model, optimizer = get_state_dict(self.policy, self.optimizer)
         state = {"model": model, "optimizer": optimizer, "num_updates": self.num_updates}
-        dcp.save(state, checkpoint_id=Path(folder) / LEARNER)
+        if self._saving_group is None:  # writing ends with a collective, which must not meet those of training
+            self._saving_group = dist.new_group(backend="gloo")
+        self._saving = dcp.async_save(state, checkpoint_id=Path(folder) / LEARNER, process_group=self._saving_group)
+
+    def is_saved(self) -> bool:
+        """Whether `finish_save` would return at once."""
+        return self._saving is None or self._saving.done()
+
+    def finish_save(self) -> None:
+        """Wait until what `begin_save` began is written. Raises OSError where it cannot be."""
+        saving, self._saving = self._saving, None
+        if saving is None:
+            return
+        try:
+            saving.result()
+        except CheckpointException as error:  # no Exception to Python: nobody above would catch it
+            reason, _ = next(iter(error.failures.values()))
+            raise OSError(f"the learner's state cannot be saved: {described(reason)}") from reason
 
     def load(self, folder: str) -> None:
         """Continue from what `save` wrote, at this or any other world size."""
@@ -212,7 +286,8 @@ class Learner:
     def _backward(self, row: Row, old: Tensor | None, compare: bool) -> tuple[Tensor, Tensor]:
         """Add the gradient of one row. Returns its SUMS and the largest difference to the engine, float64."""
         logprobs = self._forward(row)
-        now, engine, fresh = logprobs.detach(), self._tensor(row.engine), self._tensor(row.fresh)
+        now, engine = logprobs.detach(), self._tensor(row.engine)
+        fresh = self._tensor(np.flatnonzero(row.fresh))  # numbers, not a mask: their count is known without the GPU
         start = now if old is None else old
         losses, held = token_loss(
             logprobs,

@@ -9,6 +9,7 @@ tied to the embedding or not.
 """
 
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -16,82 +17,65 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
-from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.core_model_loading import revert_weight_conversion
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from sandboxrl.data.errors import InputError
-
-PACKED = "packed_sdpa"
-
-
-def packed_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: None,
-    lengths: list[int],
-    **options: Any,
-) -> tuple[Tensor, None]:
-    """Causal attention within each of the sequences of `lengths` that lie one after the other in a row.
-
-    One causal call per sequence without a mask: no mask of row x row exists (4 GB at 65,536 tokens), nothing is
-    computed between sequences, and the kernels without a mask are the fast ones. Query, key and value have the shape
-    [1, heads, tokens, head_dim].
-    """
-    assert attention_mask is None
-    options["is_causal"] = True
-    parts = zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True)
-    return torch.cat([sdpa_attention_forward(module, *part, None, **options)[0] for part in parts], dim=1), None
-
-
-AttentionInterface.register(PACKED, packed_attention)
+from sandboxrl.rl.learner.attention import PACKED, VARLEN
 
 
 class SelectedLogprobs(torch.autograd.Function):
     """log_softmax(hidden @ head.T / temperature)[target] for each position, a chunk of positions at a time.
 
     hidden [n, d], head [vocabulary, d], targets [n] -> float32 [n]. Products accumulate in float32 whatever the type of
-    the inputs. The backward pass computes each chunk's logits again and adds up the head's gradient in float32.
+    the inputs. The backward pass computes each chunk's logits again and adds up the head's gradient in float32. With
+    `gpu_kernels` products are those that only GPUs have.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, temperature: float, chunk: int) -> Tensor:
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        head: Tensor,
+        targets: Tensor,
+        temperature: float,
+        chunk: int,
+        gpu_kernels: bool = False,
+    ) -> Tensor:
         logprobs = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         log_z = torch.empty_like(logprobs)
         for i in range(0, len(hidden), chunk):
             part = slice(i, i + chunk)
-            logits = _product(hidden[part], head.t()).div_(temperature)
+            logits = _product(hidden[part], head.t(), gpu_kernels).div_(temperature)
             log_z[part] = logits.logsumexp(-1)
             logprobs[part] = logits.gather(-1, targets[part, None])[:, 0] - log_z[part]
         ctx.save_for_backward(hidden, head, targets, log_z)
-        ctx.temperature, ctx.chunk = temperature, chunk
+        ctx.temperature, ctx.chunk, ctx.gpu_kernels = temperature, chunk, gpu_kernels
         return logprobs
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
         hidden, head, targets, log_z = ctx.saved_tensors
         of_hidden = torch.empty_like(hidden)
         of_head = torch.zeros(head.shape, dtype=torch.float32, device=head.device)
         for i in range(0, len(hidden), ctx.chunk):
             part = slice(i, i + ctx.chunk)
-            logits = _product(hidden[part], head.t()).div_(ctx.temperature)
+            logits = _product(hidden[part], head.t(), ctx.gpu_kernels).div_(ctx.temperature)
             scale = gradient[part, None] / ctx.temperature
             # d logp[target] / d logits = (1[target] - softmax) / temperature
             of_logits = logits.sub_(log_z[part, None]).exp_().mul_(-scale)
             of_logits.scatter_add_(-1, targets[part, None], scale)
             of_logits = of_logits.to(hidden.dtype)
             of_hidden[part] = of_logits @ head
-            of_head += _product(of_logits.t(), hidden[part])
-        return of_hidden, of_head.to(head.dtype), None, None, None
+            of_head += _product(of_logits.t(), hidden[part], ctx.gpu_kernels)
+        return of_hidden, of_head.to(head.dtype), None, None, None, None
 
 
-def _product(left: Tensor, right: Tensor) -> Tensor:
+def _product(left: Tensor, right: Tensor, gpu_kernels: bool) -> Tensor:
     """left @ right in float32, also for bfloat16 inputs."""
-    if left.is_cuda and left.dtype != torch.float32:
+    if gpu_kernels and left.dtype != torch.float32:
         return torch.mm(left, right, out_dtype=torch.float32)
     return left.float() @ right.float()
 
@@ -99,9 +83,12 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
 class Policy(nn.Module):
     """A causal language model that answers with log-probabilities. The root module that is sharded."""
 
-    def __init__(self, language_model: nn.Module, chunk: int) -> None:
+    def __init__(self, language_model: nn.Module, chunk: int, gpu_kernels: bool = False) -> None:
+        """`gpu_kernels`: one attention call per row, and products that take bfloat16 and give float32. The dry run
+        asks for them on a machine without a GPU, where they have shapes and no values."""
         super().__init__()
-        self.language_model, self.chunk = language_model, chunk
+        self.language_model, self.chunk, self.gpu_kernels = language_model, chunk, gpu_kernels
+        language_model.set_attn_implementation(VARLEN if gpu_kernels else PACKED)
 
     def forward(
         self, ids: Tensor, positions: Tensor, lengths: list[int], trained: Tensor, temperature: float = 1.0
@@ -111,29 +98,36 @@ class Policy(nn.Module):
         `ids`, `positions` [tokens] and `lengths` describe one packed row (see rl.learner.batch.Row); `trained` are
         ascending indices into it.
         """
+        starts = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=ids.device)
         hidden = self.language_model.model(
-            input_ids=ids[None], position_ids=positions[None], use_cache=False, lengths=lengths
+            input_ids=ids[None], position_ids=positions[None], use_cache=False, lengths=lengths, starts=starts
         ).last_hidden_state[0]
         head = self.language_model.lm_head.weight
-        return SelectedLogprobs.apply(hidden[trained - 1], head, ids[trained], temperature, self.chunk)
+        return SelectedLogprobs.apply(
+            hidden[trained - 1], head, ids[trained], temperature, self.chunk, self.gpu_kernels
+        )
 
 
-def load_policy(folder: str | Path, chunk: int, with_weights: bool = True) -> Policy:
+def load_policy(folder: str | Path, chunk: int, with_weights: bool = True, gpu_kernels: bool = False) -> Policy:
     """The model of a Hugging Face folder on the CPU, in the dtype it was saved in; without its weights on device meta,
     where it takes no memory. Raises InputError for a model that the learner cannot compute."""
     if not (Path(folder) / "config.json").is_file():
         raise InputError(f"{folder} is no Hugging Face model folder: it has no config.json")
-    config = AutoConfig.from_pretrained(folder)
+    return policy_of(AutoConfig.from_pretrained(folder), folder, chunk, with_weights, gpu_kernels)
+
+
+def policy_of(config: Any, folder: str | Path, chunk: int, with_weights: bool, gpu_kernels: bool) -> Policy:
+    """`load_policy`, given the folder's configuration. Without weights the folder need not be there."""
     kinds = set(getattr(config, "layer_types", None) or ())
     if kinds - {"full_attention"} or getattr(config, "sliding_window", None):
         raise InputError(
             f"{folder}: {config.model_type} has layers without full attention, which rows cannot be packed for"
         )
     if with_weights:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", attn_implementation=PACKED)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
     else:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, attn_implementation=PACKED)
+            model = AutoModelForCausalLM.from_config(config)
     if getattr(config, "attention_dropout", 0) or any(m.p for m in model.modules() if isinstance(m, nn.Dropout)):
         raise InputError(
             f"{folder}: {config.model_type} has dropout, so its log-probabilities would not be the engine's"
@@ -141,18 +135,36 @@ def load_policy(folder: str | Path, chunk: int, with_weights: bool = True) -> Po
     head, layers = getattr(model, "lm_head", None), getattr(getattr(model, "model", None), "layers", None)
     if layers is None or not isinstance(head, nn.Linear) or head.bias is not None:
         raise InputError(f"{folder}: {config.model_type} is not built as model.layers with a plain lm_head")
-    return Policy(model, chunk)
+    return Policy(model, chunk, gpu_kernels)
 
 
-def shard(policy: Policy, mesh: DeviceMesh, compute_dtype: torch.dtype, gradient_checkpointing: bool) -> None:
+def shard(
+    policy: Policy, mesh: DeviceMesh, compute_dtype: torch.dtype, gradient_checkpointing: bool, offload: bool = False
+) -> None:
     """Spread the parameters over the mesh, each layer a unit, the embedding and the head with the root.
 
     Parameters become float32 whatever they were saved in; with `compute_dtype` bfloat16 they are gathered and
     multiplied as bfloat16 and gradients are reduced in float32. Goes layer by layer: no GPU ever holds the whole model.
     Rank 0 has the weights and hands them to the others, so that the machines hold the model once and not once a rank.
+    With `offload` parameters, and with them gradients and optimizer state, stay in host memory.
     """
     mixed = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
-    options = {"mesh": mesh, "mp_policy": MixedPrecisionPolicy() if compute_dtype == torch.float32 else mixed}
+    options: dict[str, Any] = {
+        "mesh": mesh,
+        "mp_policy": MixedPrecisionPolicy() if compute_dtype == torch.float32 else mixed,
+    }
+    if offload and mesh.device_type != "cpu":
+        options["offload_policy"] = CPUOffloadPolicy()
+    if gradient_checkpointing:
+        policy.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+    for unit in (*policy.language_model.model.layers, policy):
+        _place(unit, torch.device(mesh.device_type))
+        fully_shard(unit, **options)
+    policy.train()
+
+
+def check_same_form(policy: Policy) -> None:
+    """Raises InputError unless the model has the same tensors on every rank. A collective."""
     forms: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(forms, _form(policy))
     if any(form != forms[0] for form in forms):
@@ -160,12 +172,6 @@ def shard(policy: Policy, mesh: DeviceMesh, compute_dtype: torch.dtype, gradient
             "the model's folder holds other tensors than its config.json describes (a head of its own where it says "
             "tie_word_embeddings, or quantized weights); the ranks of a learner need one form"
         )
-    if gradient_checkpointing:
-        policy.language_model.gradient_checkpointing_enable({"use_reentrant": False})
-    for unit in (*policy.language_model.model.layers, policy):
-        _place(unit, torch.device(mesh.device_type))
-        fully_shard(unit, **options)
-    policy.train()
 
 
 def _form(policy: Policy) -> list[tuple[str, tuple[int, ...], str]]:
@@ -198,13 +204,14 @@ def _placed(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def named_weights(
-    policy: Policy, dtype: torch.dtype | None = None, described: bool = False
+    policy: Policy, dtype: torch.dtype | None = None, described: bool = False, device: torch.device | None = None
 ) -> Iterator[tuple[str, Tensor]]:
     """Every weight under the name and in the form that it has in a Hugging Face folder, a tied head left out.
 
     A tensor is still sharded (`full_tensor()` gathers it, a collective) unless its form in the folder differs from the
     one in memory, as with the experts of a mixture, which are gathered here. So every rank must iterate to the end.
-    With `described` tensors have a shape and a dtype only (device meta), and nothing is gathered.
+    With `described` tensors have a shape and a dtype only (device meta), and nothing is gathered. On `device` they are
+    gathered, wherever they are kept.
     """
     model = policy.language_model
     for name, parameter in model.named_parameters():
@@ -213,7 +220,7 @@ def named_weights(
         if described:
             yield from as_saved.items()
             continue
-        tensor = parameter.detach().to(form.dtype)
+        tensor = parameter.detach().to(device, form.dtype)
         if list(as_saved) == [name]:
             yield name, tensor
         else:

@@ -1,6 +1,7 @@
 """Runs a function on every rank of a small learner, each rank a process of its own."""
 
 import multiprocessing
+import time
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -17,14 +18,16 @@ def on_ranks(
     config: LearnerConfig,
     loss: LossConfig | None = None,
     args: tuple[Any, ...] = (),
+    late_s: float = 0.0,
 ) -> list[Any]:
-    """`work(core, *args)` on every rank, a module-level function of a test file; answers in rank order."""
+    """`work(core, *args)` on every rank, a module-level function of a test file; answers in rank order. Rank 0 comes
+    `late_s` after the others."""
     context = multiprocessing.get_context("forkserver")  # torch and the rest are imported once, not once per rank
     context.set_forkserver_preload(["tests.rl.learner.test_learner"])
     address, answers = f"127.0.0.1:{free_port()}", context.SimpleQueue()
     setup = (address, model, loss or LossConfig())
     processes = [
-        context.Process(target=_rank, args=(rank, config, setup, work, args, answers))
+        context.Process(target=_rank, args=(rank, config, setup, work, args, answers, 0 if rank else late_s))
         for rank in range(config.world_size)
     ]
     for process in processes:
@@ -40,8 +43,11 @@ def on_ranks(
     return [found[rank][0] for rank in range(config.world_size)]
 
 
-def _rank(rank: int, config: LearnerConfig, setup: Any, work: Callable[..., Any], args: Any, answers: Any) -> None:
+def _rank(
+    rank: int, config: LearnerConfig, setup: Any, work: Callable[..., Any], args: Any, answers: Any, late_s: float
+) -> None:
     try:
+        time.sleep(late_s)
         core = Learner(rank, config)
         core.setup(*setup)
         answer, error = work(core, *args), ""

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sandboxrl.data.errors import InputError
 from sandboxrl.envs.trajectory import StopReason, Tokens, Trajectory
 from sandboxrl.rl.grpo import LossConfig
-from sandboxrl.rl.learner.batch import build_batch, pack
+from sandboxrl.rl.learner.batch import build_batch, cost, pack
 from sandboxrl.rl.learner.config import LearnerConfig
 
 
@@ -74,20 +74,38 @@ def test_a_row_by_hand():
     st.lists(st.integers(1, 60), min_size=1, max_size=40),
     st.integers(10, 50),
     st.integers(1, 5),
+    st.integers(0, 100),
 )
-def test_packing_keeps_every_item_whole_once_and_within_the_limit(lengths, limit, multiple):
-    bins = pack(lengths, limit, multiple)
+def test_packing_keeps_every_item_whole_once_and_within_the_limit(lengths, limit, multiple, crossover):
+    bins = pack(lengths, limit, multiple, crossover)
     assert sorted(i for members in bins for i in members) == list(range(len(lengths)))
     assert len(bins) % multiple == 0
     for members in bins:
         assert sum(lengths[i] for i in members) <= limit or len(members) == 1
-    assert bins == pack(lengths, limit, multiple)
+    assert bins == pack(lengths, limit, multiple, crossover)
 
 
 def test_packing_is_even():
     loads = sorted(sum(members) for members in ([[5, 4, 3, 3, 3][i] for i in m] for m in pack([5, 4, 3, 3, 3], 100, 2)))
     assert loads == [8, 10]
     assert len(pack([10] * 8, 40)) == 2
+
+
+def test_rows_are_even_in_what_they_cost():
+    """Where attention costs as much as the rest at 24 tokens, one of 64 costs as much as 225 of 1."""
+    lengths = [64] + [1] * 64 + [32]
+    by_length, by_cost = pack(lengths, 1000, 2), pack(lengths, 1000, 2, crossover=24)
+
+    def dearest(bins):
+        return max(sum(cost(lengths[i], 24) for i in members) for members in bins)
+
+    assert dearest(by_length) == pytest.approx(251, abs=1)
+    assert dearest(by_cost) == pytest.approx(235, abs=1)
+    assert by_cost[0] == [0], "nothing beside the one that already costs more than all the others"
+    group = group_of([1.0, 0.0] * 16, [62] + [6] * 31)
+    config = LearnerConfig(world_size=2, max_tokens_per_row=400, attention_crossover=10)
+    steps = build_batch([group], LossConfig(), config, version=0)
+    assert sorted(len(row.lengths) for rank in steps.minibatches[0] for row in rank) == [1, 31]
 
 
 groups_strategy = st.lists(

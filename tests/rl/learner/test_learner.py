@@ -4,6 +4,7 @@ import dataclasses
 import math
 import random
 import shutil
+import socket
 
 import numpy as np
 import pytest
@@ -471,3 +472,57 @@ def test_a_fault_on_one_rank_ends_all_of_them(tied):
     messages = on_ranks(work_broken, tied, config, loss, (make_groups(tied),))
     assert messages[0] == messages[1]
     assert "not finite" in messages[0]
+
+
+def work_name(core):
+    return core.rank
+
+
+@pytest.mark.heavy
+def test_ranks_wait_for_the_one_that_reads_the_model_longer_than_for_any_other(tied):
+    """No collective's time runs before the model is there."""
+    config = dataclasses.replace(FAST, world_size=2, timeout_s=10)
+    assert on_ranks(work_name, tied, config, late_s=15) == [0, 1]
+
+
+def test_the_address_is_taken_as_soon_as_it_is_known(tied):
+    """Whoever else picks a port before the ranks meet gets another one."""
+    core = Learner(0, FAST)
+    host, _, port = core.address().rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=5):
+        pass
+    core.setup(f"{host}:{port}", tied, LossConfig())
+    core.close()
+
+
+def test_a_save_that_goes_on_beside_training_holds_the_weights_it_began_with(tied, learner, tmp_path):
+    groups = make_groups(tied)
+    core = learner()
+    train(core, groups, 1)
+    before = state_of(core)
+    core.begin_save(str(tmp_path / "c"))
+    train(core, groups, 2)
+    core.finish_save()
+    assert core.is_saved()
+    assert not all(torch.equal(now, before[name]) for name, now in state_of(core).items())
+    back = learner()
+    back.load(str(tmp_path / "c"))
+    assert back.num_updates == 1
+    assert all(torch.equal(now, before[name]) for name, now in state_of(back).items())
+
+
+def test_what_goes_wrong_while_writing_is_told(tied, learner, tmp_path):
+    (tmp_path / "learner").write_text("a file where the folder should be")
+    core = learner()
+    with pytest.raises(OSError, match="cannot be saved: FileExistsError"):
+        core.save(str(tmp_path))
+    core.save(str(tmp_path / "else"))
+
+
+def test_offloaded_state_gives_the_same_step(tied, learner):
+    """On a CPU it is where it always is; the step is made by the kernel that a GPU's host uses."""
+    groups = make_groups(tied)
+    expected, weights = train(learner(), groups)
+    found, other = train(learner(dataclasses.replace(FAST, offload=True)), groups)
+    assert [s["grad_norm"] for s in found] == pytest.approx([s["grad_norm"] for s in expected], rel=1e-4)
+    assert other == pytest.approx(weights, rel=1e-6)
