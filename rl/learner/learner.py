@@ -153,7 +153,7 @@ class Learner:
             first = not grad_norms
             sums, largest = torch.zeros_like(totals), torch.zeros_like(worst)
             for row, old in zip(rows, olds, strict=True):
-                found, difference = self._backward(row, old, compare=first or old is not None)
+                found, difference = self.backward(row, old, compare=first or old is not None)
                 sums += found
                 largest = largest.maximum(difference)
             dist.all_reduce(sums)
@@ -283,7 +283,7 @@ class Learner:
         ids, positions, trained = (self._tensor(x) for x in (row.ids, row.positions, row.trained))
         return self.policy(ids, positions, row.lengths.tolist(), trained, self.temperature)
 
-    def _backward(self, row: Row, old: Tensor | None, compare: bool) -> tuple[Tensor, Tensor]:
+    def backward(self, row: Row, old: Tensor | None, compare: bool) -> tuple[Tensor, Tensor]:
         """Add the gradient of one row. Returns its SUMS and the largest difference to the engine, float64."""
         logprobs = self._forward(row)
         now, engine = logprobs.detach(), self._tensor(row.engine)
@@ -317,20 +317,27 @@ class Learner:
     def _step(self, sums: Tensor) -> float:
         """Clip, check and apply the gradient. Returns its norm before clipping."""
         total = dict(zip(SUMS, sums.tolist(), strict=True))
-        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
-        grad_norm = full(norm).item()
+        grad_norm = full(self.clip()).item()
         if total["not_finite"] or not np.isfinite([total["loss"], grad_norm]).all():
             self.optimizer.zero_grad()
             raise NotFinite(
                 f"update {self.num_updates + 1}: {total['not_finite']:.0f} of {total['trained']:.0f} log-probabilities "
                 f"are not finite, loss {total['loss']:g}, gradient norm {grad_norm:g}"
             )
+        self.apply()
+        return grad_norm
+
+    def clip(self) -> Tensor:
+        """Scale the gradient down to `max_grad_norm`; its norm before that."""
+        return torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
+
+    def apply(self) -> None:
+        """One optimizer step with the gradient that is there, which is gone then."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, self.num_updates)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.num_updates += 1
-        return grad_norm
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(np.array(array)).to(self.device)

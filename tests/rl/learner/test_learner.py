@@ -145,7 +145,7 @@ def test_the_first_gradient_is_the_plain_policy_gradient(tied, learner, checkpoi
     groups = make_groups(tied)
     core = learner(dataclasses.replace(FAST, gradient_checkpointing=checkpointing), temperature=temperature)
     for row in batch_for(core, groups)[0]:
-        core._backward(row, None, compare=False)
+        core.backward(row, None, compare=False)
     expected = reference_gradient(tied, groups, leave_one_out, temperature)
     for name, parameter in core.policy.language_model.named_parameters():
         torch.testing.assert_close(full(parameter.grad), expected[name], atol=1e-5, rtol=1e-4)
