@@ -27,7 +27,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from sandboxrl.data.errors import InputError, described
 from sandboxrl.rl.grpo import LossConfig, k3, token_loss
@@ -87,7 +87,8 @@ class Learner:
         store = self._meet(address, on_gpu)
         policy = self._read(store, model_dir, gpu_kernels)
         check_same_form(policy)
-        self.build(policy, "cuda" if on_gpu else "cpu", loss, temperature)
+        mesh = init_device_mesh("cuda" if on_gpu else "cpu", (config.world_size,), mesh_dim_names=("shard",))
+        self.build(policy, mesh, loss, temperature)
 
     def _meet(self, address: str, on_gpu: bool) -> dist.Store:
         """The ranks as one process group; before anything that takes long, so that a rank that is missing shows."""
@@ -120,20 +121,20 @@ class Learner:
         store.set(READ, "read")
         return policy
 
-    def build(self, policy: Policy, device: str, loss: LossConfig, temperature: float = 1.0) -> None:
-        """Spread the model over the ranks of the process group and make its optimizer. `device` is `cpu` or `cuda`."""
-        config, mesh = self.config, init_device_mesh(device, (self.config.world_size,), mesh_dim_names=("shard",))
-        dtype = getattr(torch, config.compute_dtype(device == "cuda" or policy.gpu_kernels))
+    def build(self, policy: Policy, mesh: DeviceMesh, loss: LossConfig, temperature: float = 1.0) -> None:
+        """Spread the model over the ranks of `mesh` and make its optimizer."""
+        config, on_gpu = self.config, mesh.device_type == "cuda" or policy.gpu_kernels
+        dtype = getattr(torch, config.compute_dtype(on_gpu))
         shard(policy, mesh, dtype, config.gradient_checkpointing, config.offload)
         self.policy, self.loss, self.temperature = policy, loss, temperature
-        self.device = torch.device(device)
+        self.device = torch.device(mesh.device_type)
         self.optimizer = torch.optim.AdamW(
             policy.parameters(),
             lr=config.learning_rate,
             betas=(config.beta1, config.beta2),
             weight_decay=config.weight_decay,
             # else torch copies the shard once more in each step; on a CPU its plain way is the one that always was
-            fused=True if device == "cuda" or policy.gpu_kernels or config.offload else None,
+            fused=True if on_gpu or config.offload else None,
         )
 
     def update(self, steps: Sequence[Sequence[Row]], probe: Row | None = None) -> dict[str, float]:

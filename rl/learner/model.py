@@ -51,6 +51,7 @@ class SelectedLogprobs(torch.autograd.Function):
             logits = _product(hidden[part], head.t(), gpu_kernels).div_(temperature)
             log_z[part] = logits.logsumexp(-1)
             logprobs[part] = logits.gather(-1, targets[part, None])[:, 0] - log_z[part]
+            del logits  # else it is there while the next chunk's are made
         ctx.save_for_backward(hidden, head, targets, log_z)
         ctx.temperature, ctx.chunk, ctx.gpu_kernels = temperature, chunk, gpu_kernels
         return logprobs
@@ -69,7 +70,9 @@ class SelectedLogprobs(torch.autograd.Function):
             of_logits.scatter_add_(-1, targets[part, None], scale)
             of_logits = of_logits.to(hidden.dtype)
             of_hidden[part] = of_logits @ head
+            del logits
             of_head += _product(of_logits.t(), hidden[part], ctx.gpu_kernels)
+            del of_logits
         return of_hidden, of_head.to(head.dtype), None, None, None, None
 
 

@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -63,8 +64,8 @@ def dry_run(
     policy = policy_of(_configuration(config), config["model_type"], learner.logprob_chunk, False, gpu_kernels)
     core, ledger = Learner(1 % learner.world_size, learner), Ledger()
     work = _row(row, num_sequences, trained if trained is not None else row * 2 // 3)
-    with _process_group(learner.world_size), FakeTensorMode(allow_non_fake_inputs=True), ledger:
-        core.build(policy, "cpu", loss)
+    with _ranks(learner.world_size) as mesh, FakeTensorMode(allow_non_fake_inputs=True), ledger:
+        core.build(policy, mesh, loss)
         ledger.name("weights", core.policy.parameters())
         for step in range(2):
             ledger.begin("forward" if step else "")
@@ -78,7 +79,8 @@ def dry_run(
         ledger.begin("")
         parameters = sum(p.numel() for p in policy.parameters())
     memory = ledger.memory(apart=STATE if learner.offload else ())
-    margin = unseen(Shape.of(config), learner, memory.peak, 2 if gpu_kernels else 4)
+    shape = Shape.of(config)
+    margin = unseen(shape, learner, memory.peak, min(len(work.trained), learner.logprob_chunk) * shape.vocabulary)
     return DryRun(replace(memory, unseen=margin), ledger.operators, parameters, time.monotonic() - began)
 
 
@@ -160,9 +162,8 @@ class Ledger(TorchDispatchMode):
         ends = [start for _, start in self._phases[1:]] + [len(self._changes)]
         for (phase, start), end in zip(self._phases, ends, strict=True):
             highest = -1.0
-            for number, change in self._changes[start:end]:
-                part = self._parts.get(number, KEPT if number in kept else WORKING)
-                held[part] += change
+            for number, change in [(-1, 0), *self._changes[start:end]]:  # what a phase begins with counts too
+                held[self._parts.get(number, KEPT if number in kept else WORKING)] += change
                 on_gpu = sum(value for name, value in held.items() if name not in apart)
                 host = max(host, sum(held[name] for name in apart))
                 if phase and on_gpu > highest:
@@ -204,11 +205,11 @@ def _row(tokens: int, num_sequences: int, trained: int) -> Row:
 
 
 @contextmanager
-def _process_group(world_size: int) -> Iterator[None]:
+def _ranks(world_size: int) -> Iterator[DeviceMesh]:
     """Collectives that do nothing, of as many ranks as asked for."""
     dist.init_process_group("fake", rank=1 % world_size, world_size=world_size, store=FakeStore())
     try:
-        yield
+        yield init_device_mesh("cpu", (world_size,), mesh_dim_names=("shard",))
     finally:
         dist.destroy_process_group()
 

@@ -43,70 +43,82 @@ class Memory:
 def learner_memory(shape: Shape, learner: LearnerConfig, row: int, trained: int, gpu: bool = True) -> Memory:
     """Of one rank that computes rows of `row` tokens, `trained` of them trained on."""
     width = 2 if learner.compute_dtype(gpu) == "bfloat16" else 4
-    shard = 4 * shape.parameters / learner.world_size
-    layer, root = width * shape.layer_parameters(), width * shape.root_parameters
-    state = {"weights": shard, "Adam": 2 * shard}
-    host = 0.0
-    if learner.offload:
-        host, state = 16 * shape.parameters / learner.world_size, {}
-    forward, again = _layer_forward(shape, row, width), _layer_backward(shape, row, width)
-    inputs = shape.layers * width * row * shape.hidden
-    kept = inputs if learner.gradient_checkpointing else shape.layers * _layer_saved(shape, row, width)
-    last = width * row * shape.hidden * 2 + 4 * row * shape.hidden  # the last norm's input in both types, its output
-    selected = width * trained * shape.hidden
-    logits = 4 * min(trained, learner.logprob_chunk) * shape.vocabulary
-    phases = {
-        "forward": state | {GATHERED: root + layer, KEPT: kept, WORKING: max(forward, last + selected + logits)},
-        "optimizer": state | ({} if learner.offload else {"gradients": shard}),
-    }
-    # The head comes first, when no layer has a gradient yet but all inputs are kept; then layer by layer gradients
-    # come as inputs go. One of the two ends is the highest.
-    of_head = 4 * shape.embedding + width * shape.embedding
-    head = {
-        GATHERED: root,
-        KEPT: kept,
-        WORKING: last + 2 * selected + of_head + 2 * logits,
-    }
-    reduced = 4 * shape.layer_parameters() + layer
-    first = {
-        GATHERED: root + layer,
-        KEPT: kept,
-        WORKING: again + width * row * shape.hidden + reduced + (width + 4) * shape.root_parameters * 0,
-    }
-    gradients = 0.0 if learner.offload else shard
-    grown, shrunk = gradients / shape.layers, kept / shape.layers
-    moments = [state | {"gradients": 0.0} | head]
-    root_gradient = width * shape.root_parameters
-    for done in (0, shape.layers - 1):
-        moment = dict(first)
-        moment[KEPT] = kept - done * shrunk
-        moment[WORKING] += root_gradient
-        moments.append(state | {"gradients": done * grown} | moment)
-    phases["backward"] = max(moments, key=lambda parts: sum(parts.values()))
-    return Memory(phases, host, unseen(shape, learner, max(sum(p.values()) for p in phases.values()), width))
+    one, shard = shape.layer_parameters(), 4 * shape.parameters / learner.world_size
+    state = {} if learner.offload else {"weights": shard, "Adam": 2 * shard}
+    of_layer = 0.0 if learner.offload else 4 * one / learner.world_size  # gradients of one layer, once they are sharded
+    arriving = width * one  # a layer's weights as they come, beside where they are put
+    hidden = width * row * shape.hidden
+    saved = row * _saved_per_token(shape, width)
+    per_layer = hidden if learner.gradient_checkpointing else saved
+    ends = (4 + 2 * width) * row * shape.hidden + width * trained * shape.hidden  # the last norm, what the head takes
+    kept, root = shape.layers * per_layer, width * shape.root_parameters
+    logits = min(trained, learner.logprob_chunk) * shape.vocabulary
+    forward = max(
+        {GATHERED: root + width * one, KEPT: kept, WORKING: arriving + row * _forward_per_token(shape, width)},
+        {GATHERED: root, KEPT: kept + ends, WORKING: 4 * logits},
+        key=_total,
+    )
+    # Backwards the head comes first: its gradient in float32, and a chunk's logits in both types or its share of that.
+    of_chunk = width * logits + 4 * max(logits, shape.embedding)
+    head = 4 * shape.embedding + of_chunk + width * trained * shape.hidden
+    moments = [{GATHERED: root, KEPT: kept + ends, WORKING: head}]
+    # Then layer by layer inputs go and gradients come, so the second layer or the last one is the highest moment.
+    again = saved + row * _backward_per_token(shape, width)
+    for done in (1, shape.layers - 1):
+        moments.append(
+            {
+                GATHERED: root + width * one,
+                KEPT: kept - done * per_layer,
+                "gradients": done * of_layer,
+                # the gradient of the head, that of the layer before on its way out, this layer's own
+                WORKING: width * shape.embedding + 4 * one + arriving + again - (0 if per_layer == hidden else saved),
+            }
+        )
+    moments.append({"gradients": shape.layers * of_layer, WORKING: (width + 4) * shape.root_parameters})
+    backward = max(moments, key=_total)
+    optimizer = {} if learner.offload else {"gradients": shard}
+    phases = {"forward": state | forward, "backward": state | backward, "optimizer": state | optimizer}
+    peak = max(map(_total, phases.values()))
+    host = 16 * shape.parameters / learner.world_size if learner.offload else 0.0
+    return Memory(phases, host, unseen(shape, learner, peak, logits))
 
 
-def unseen(shape: Shape, learner: LearnerConfig, peak: float, width: int) -> dict[str, float]:
-    """What runs on a GPU beside the tensors of one stream."""
-    layer = shape.layer_parameters()
-    margin = {"CUDA context and libraries": 1.5e9, "fragmentation (4 %)": 0.04 * peak}
+def _total(parts: Mapping[str, float]) -> float:
+    return sum(parts.values())
+
+
+def _forward_per_token(shape: Shape, width: int) -> float:
+    """Most of what one layer holds at once per token, nothing kept of it: its MLP, and the hidden state beside it."""
+    if shape.experts:
+        return width * (4 * shape.experts_per_token * shape.hidden + 4 * shape.hidden)
+    return width * (3 * shape.intermediate + 2 * shape.hidden)
+
+
+def _saved_per_token(shape: Shape, width: int) -> float:
+    """What the backward pass of one layer needs of its forward pass: the MLP's products, queries, keys and values
+    before and after norm and rotation, attention's output, both norms' inputs in float32 and what comes between."""
+    mlp = 4 * shape.experts_per_token * shape.intermediate
+    if shape.experts:
+        mlp += 2 * shape.experts_per_token * shape.hidden
+    return width * mlp + (4 + 3 * width) * (shape.queries + shape.keys) + (8 + 4 * width) * shape.hidden
+
+
+def _backward_per_token(shape: Shape, width: int) -> float:
+    """What comes on top while one layer is differentiated: gradients of the widest part of the MLP."""
+    if shape.experts:
+        return width * (3 * shape.experts_per_token * shape.hidden + shape.hidden)
+    return width * (2 * shape.intermediate + shape.hidden)
+
+
+def unseen(shape: Shape, learner: LearnerConfig, peak: float, logits: int) -> dict[str, float]:
+    """What a GPU holds beside the tensors of one stream; `logits` is the count of a chunk's."""
+    margin = {
+        "CUDA context and libraries": 1.5e9,
+        "fragmentation (4 %)": 0.04 * peak,
+        "inside kernels: exponentials of a chunk's logits": 4.0 * logits,
+    }
     if learner.world_size > 1:
         margin["NCCL buffers"] = 1.0e9
         # the next layer's weights arrive, and the last one's gradients leave, while this one computes
-        margin["communication ahead of computation"] = (width + 4.0) * layer + width * layer
+        margin["communication ahead of computation"] = 8.0 * shape.layer_parameters()
     return margin
-
-
-def _layer_forward(shape: Shape, row: int, width: int) -> float:
-    """Most of what one layer holds at once in its forward pass, nothing kept of it."""
-    return row * width * (2 * shape.hidden + 3 * shape.experts_per_token * shape.intermediate)
-
-
-def _layer_saved(shape: Shape, row: int, width: int) -> float:
-    """What the backward pass of one layer needs of its forward pass."""
-    return row * width * (6 * shape.hidden + 4 * shape.experts_per_token * shape.intermediate)
-
-
-def _layer_backward(shape: Shape, row: int, width: int) -> float:
-    """Most of what one layer holds when it is computed again and differentiated."""
-    return _layer_saved(shape, row, width) + row * width * 2 * shape.experts_per_token * shape.intermediate

@@ -68,7 +68,7 @@ class Shape:
     @classmethod
     def of(cls, config: dict[str, Any]) -> "Shape":
         """From the values of a config.json."""
-        experts = config.get("num_experts") or 0
+        experts = config.get("num_experts") or config.get("num_local_experts") or 0  # Transformers writes the latter
         return cls(
             hidden=config["hidden_size"],
             layers=config["num_hidden_layers"],
