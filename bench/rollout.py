@@ -31,8 +31,8 @@ from typing import Any
 from bench.report import measure, write_report
 from sandboxrl.data.files import read_jsonl
 from sandboxrl.envs.policy.protocol import Sampling
-from sandboxrl.rl.engine.config import EngineConfig, worker_environment
-from sandboxrl.rl.engine.vllm import CPU_BLOCK_TOKENS, VllmEngine
+from sandboxrl.rl.engine.config import CPU_BLOCK_TOKENS, EngineConfig, worker_environment
+from sandboxrl.rl.engine.vllm import VllmEngine
 
 STARTED_S = time.time()
 CONFIG = EngineConfig(max_model_len=1024)

@@ -201,7 +201,8 @@ class Recipe:
 
         In float32 every token must agree. In half precision single tokens differ by much among millions, so the mean is
         judged; weights that did not arrive move it far beyond rounding."""
-        exact = self.engine.dtype == "float32" or (self.engine.dtype == "auto" and on_cpu())
+        dtypes = self.engine.compute_dtype(on_cpu()), self.learner.compute_dtype(on_gpu=not on_cpu())
+        exact = dtypes == ("float32", "float32")
         if self.max_logprob_mismatch:
             return "mismatch/logprob_max", self.max_logprob_mismatch
         return ("mismatch/logprob_max", 1e-3) if exact else ("mismatch/logprob_mean", 0.05)

@@ -153,7 +153,7 @@ class RayLearners:
     async def _give(self, workers: list[Any]) -> list[tuple[int, str]]:
         """Give these workers the weights; returns `(index, what happened)` of each that was lost on the way."""
         engine, limit_s = self._recipe.engine, self._watch.config.publish_s
-        dtype = engine.dtype if engine.dtype != "auto" else ("float32" if on_cpu() else "bfloat16")
+        dtype = engine.compute_dtype(on_cpu())
         async with self._busy:
             version = self._version
             arguments = (workers, version, weight_backend(engine), self._recipe.name, dtype, limit_s)

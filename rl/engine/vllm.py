@@ -25,17 +25,17 @@ from sandboxrl.data.errors import described
 from sandboxrl.envs.policy.protocol import EngineLost, Sampled, Sampling
 from sandboxrl.rl.engine.config import (
     EngineConfig,
+    arguments,
     check_runs_here,
     garbage_left_alone,
     on_cpu,
     weight_backend,
 )
 
-CPU_BLOCK_TOKENS = 32
-"""The smallest block of the KV cache that vLLM's CPU attention knows. A turn computes again what fills no block; its
-default of 128 costs a third more time."""
 ABORT_GRACE_S = 60.0
 """How long an overdue request may take to come back after it was cut; a step of the engine is far shorter."""
+WEIGHTS, KV_CACHE = "weights", "kv_cache"
+"""vLLM's names for what an engine that sleeps has given back."""
 CALL_TIMEOUT_S = 900.0
 """How long loading a model, or one part of a weight update, may take."""
 
@@ -51,7 +51,8 @@ class VllmEngine:
         self._waiting: dict[str, asyncio.Future[Sampled]] = {}  # by request; touched by the event loop only
         self._names: dict[str, str] = {}  # vLLM's own name of each request; touched by the engine thread only
         self._numbers = itertools.count()
-        self._paused = self._stopping = False
+        self._paused = self._asleep = self._stopping = False
+        self._kv_sizes: list[int] = []
         self._lost: str | None = None
         self._vocabulary = self._max_len = 0
         self._thread: threading.Thread | None = None
@@ -121,6 +122,16 @@ class VllmEngine:
         """Go on under the new weights, which are `version` from now on."""
         await self._change("finish_weight_update")
         await self._call(lambda: self._resume(version), fatal=True)
+
+    async def sleep(self) -> int:
+        """Freeze the requests in flight and give memory back: the KV cache, and on a GPU the weights, which are not
+        kept. Returns the bytes. It wakes in two steps: weights, so that new ones can be loaded, then the KV cache."""
+        return int(await self._call(self._fall_asleep, fatal=True))
+
+    async def wake(self, part: str) -> None:
+        """`weights`: take memory for them again; they must be loaded before anything else. `kv_cache`: and go on."""
+        assert part in (WEIGHTS, KV_CACHE), part
+        await self._call(lambda: self._wake(part), fatal=True)
 
     async def version(self) -> int:
         """Of the weights that draw the next token."""
@@ -214,14 +225,17 @@ class VllmEngine:
             while not self._stopping:
                 self._work()
                 if self._busy():
-                    for output in self._llm.step():
-                        self._names.pop(output.request_id, None)
-                        self._resolve(output.request_id, _sampled(output.outputs[0]))
+                    self._step()
             self._lose("the engine was stopped")
         except Exception as error:
             self._lose(f"the engine died: {described(error)}")
         finally:
             self._close()
+
+    def _step(self) -> None:
+        for output in self._llm.step():
+            self._names.pop(output.request_id, None)
+            self._resolve(output.request_id, _sampled(output.outputs[0]))
 
     def _busy(self) -> bool:
         return not self._paused and self._llm.has_unfinished_requests()
@@ -241,40 +255,18 @@ class VllmEngine:
         from vllm.engine.arg_utils import EngineArgs
         from vllm.v1.engine.llm_engine import LLMEngine
 
-        config, cpu, backend = self._config, on_cpu(), weight_backend(self._config)
-        dtype = config.dtype
-        if dtype == "auto":
-            dtype = "float32" if cpu else "bfloat16"
+        cpu, backend = on_cpu(), weight_backend(self._config)
         norms = IrOpPriorityConfig()
         if cpu:
             from sandboxrl.rl.engine.vllm_cpu import FUSED_NORMS
 
             norms = IrOpPriorityConfig(rms_norm=[FUSED_NORMS], fused_add_rms_norm=[FUSED_NORMS])
-        arguments = EngineArgs(
-            model=self._model,
-            dtype=dtype,
-            seed=config.seed,
-            max_model_len=config.max_model_len,
-            max_num_seqs=config.max_num_seqs,
-            block_size=CPU_BLOCK_TOKENS if cpu else None,
-            kv_cache_memory_bytes=config.kv_cache_bytes or (256 << 20 if cpu else None),
-            gpu_memory_utilization=config.gpu_memory_utilization,
-            tensor_parallel_size=config.tensor_parallel_size,
-            enforce_eager=config.enforce_eager,
-            enable_prefix_caching=config.prefix_caching,
-            async_scheduling=False,  # no step may be in flight when the weights change
-            # A prompt cut into chunks rewinds its seeded generator; a CPU generator cannot do that and the engine dies.
-            enable_chunked_prefill=not cpu,
-            max_num_batched_tokens=max(config.max_model_len, 2048) if cpu else None,
-            skip_tokenizer_init=True,
-            disable_log_stats=True,
-            use_tqdm_on_load=False,
-            generation_config="vllm",  # neutral sampling, whatever the model's folder says
-            logprobs_mode="processed_logprobs",
+        chosen = EngineArgs(
+            **arguments(self._model, self._config, cpu),
             weight_transfer_config=WeightTransferConfig(backend="shm" if backend == "tcp" else backend),
             ir_op_priority=norms,
         )
-        self._llm = LLMEngine.from_engine_args(arguments)
+        self._llm = LLMEngine.from_engine_args(chosen)
         model = self._llm.model_config
         self._vocabulary, self._max_len = model.get_vocab_size(), model.max_model_len
 
@@ -289,7 +281,10 @@ class VllmEngine:
 
     def _add(self, request: str, prompt: list[int], parameters: Any) -> None:
         try:
-            self._names[request] = self._llm.add_request(request, {"prompt_token_ids": prompt}, parameters)
+            tokens: dict[str, Any] = {"prompt_token_ids": prompt}
+            if self._config.keep_kv:  # what older weights left in the cache is for requests that began under them only
+                tokens["cache_salt"] = f"weights {self._llm.get_weight_version()}"
+            self._names[request] = self._llm.add_request(request, tokens, parameters)
         except ValueError as error:  # vLLM refuses this request; the others are not concerned
             self._resolve(request, error)
 
@@ -312,11 +307,50 @@ class VllmEngine:
 
     def _pause(self) -> None:
         self._paused = True
-        self._llm.reset_prefix_cache(reset_running_requests=True)
+        self._drain()
+        if not self._config.keep_kv:
+            self._llm.reset_prefix_cache(reset_running_requests=True)
+
+    def _drain(self) -> None:
+        """End the steps that are under way and hand out what they drew. With asynchronous scheduling there always is
+        one; new weights under it would draw tokens of no version."""
+        from vllm.v1.core.sched.interface import PauseState
+
+        core = self._llm.engine_core.engine_core
+        core.scheduler.set_pause_state(PauseState.PAUSED_ALL)  # so that a step schedules nothing further
+        try:
+            while core.batch_queue:
+                self._step()
+        finally:
+            core.scheduler.set_pause_state(PauseState.UNPAUSED)
 
     def _resume(self, version: int) -> None:
         self._llm.set_weight_version(str(version))
-        self._paused = False
+        self._paused = self._asleep
+
+    def _fall_asleep(self) -> int:
+        import torch
+
+        self._pause()
+        free = 0 if on_cpu() else torch.cuda.mem_get_info()[0]
+        self._llm.sleep(level=2, mode="keep")
+        self._asleep = True
+        if not on_cpu():
+            return int(torch.cuda.mem_get_info()[0] - free)
+        from sandboxrl.rl.engine.vllm_cpu import drop_kv_cache
+
+        [self._kv_sizes] = self._llm.collective_rpc(drop_kv_cache)
+        return sum(self._kv_sizes)
+
+    def _wake(self, part: str) -> None:
+        self._llm.wake_up([part])
+        if part != KV_CACHE:
+            return
+        if on_cpu():
+            from sandboxrl.rl.engine.vllm_cpu import restore_kv_cache
+
+            self._llm.collective_rpc(restore_kv_cache, args=(self._kv_sizes,))
+        self._asleep = self._paused = False
 
     def _resolve(self, request: str, value: Any) -> None:
         assert self._loop is not None

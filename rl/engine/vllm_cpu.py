@@ -2,11 +2,13 @@
 
 - Weight transfer. vLLM has backends for GPUs only (nccl, ipc); `shm` makes a CPU engine be updated by the very calls
   that update a GPU engine. `sandboxrl.rl.learner.weights` is its other end.
+- Sleep. vLLM's CPU worker takes no notice of it; here it gives the KV cache's memory back.
 - Fused norms. vLLM compiles its RMSNorm for CPUs but offers it to GPUs only, and takes six passes instead. With them a
   small model's engine needs a tenth less time.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -75,6 +77,29 @@ def repack_cpu(model: torch.nn.Module) -> None:
         weight = getattr(module, "weight", None)
         if hasattr(module, "cpu_linear") and weight is not None and weight.dim() == 2 and weight.numel():
             module.quant_method.process_weights_after_loading(module)
+
+
+def drop_kv_cache(worker: Any) -> list[int]:
+    """Give the memory of the KV cache back; vLLM's CPU worker ignores `sleep`. Its tensors stay, without storage.
+    Returns what `restore_kv_cache` needs."""
+    storages = _kv_storages(worker)
+    sizes = [storage.nbytes() for storage in storages]
+    for storage in storages:
+        storage.resize_(0)
+    return sizes
+
+
+def restore_kv_cache(worker: Any, sizes: list[int]) -> None:
+    """Memory for the KV cache again, all zeros."""
+    for storage, size in zip(_kv_storages(worker), sizes, strict=True):
+        storage.resize_(size)
+        storage.fill_(0)
+
+
+def _kv_storages(worker: Any) -> list[torch.UntypedStorage]:
+    """Each once: layers may share one."""
+    storages = [tensor.untyped_storage() for tensor in worker.model_runner.kv_caches]
+    return list({storage._cdata: storage for storage in storages}.values())
 
 
 def _norm_fits(x: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None = None) -> bool:

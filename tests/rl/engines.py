@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +49,12 @@ class Running:
 
 
 @contextmanager
-def running(folder: Path, tied: bool = True) -> Iterator[Running]:
-    os.environ.update(worker_environment(CONFIG))
+def running(folder: Path, tied: bool = True, **changes: Any) -> Iterator[Running]:
+    """With `changes` of its configuration."""
+    config = replace(CONFIG, **changes)
+    os.environ.update(worker_environment(config))
     model = tiny_model(tied)
-    one = Running(model, VllmEngine(save(model, folder), CONFIG, stop_ids=[STOP]))
+    one = Running(model, VllmEngine(save(model, folder), config, stop_ids=[STOP]))
     try:
         one.run(one.engine.start())
         yield one
