@@ -1,6 +1,7 @@
 """Sandboxes on another node of a Ray cluster: the same contract, placed by a resource, gone with their user."""
 
 import asyncio
+import shutil
 import subprocess
 import sys
 import time
@@ -8,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from sandboxrl.data.errors import InputError
+from sandboxrl.data.plugin import Code, plugged
 from sandboxrl.envs.sandbox.pool import Pool
 from sandboxrl.envs.sandbox.protocol import BackendUnavailable, FileRefused, SandboxConfig, SandboxDied
 
@@ -139,3 +142,21 @@ def test_a_killed_user_leaves_nothing_on_the_other_node(cluster):
 def test_a_cluster_without_sandboxes_says_so(cluster):
     with pytest.raises(BackendUnavailable, match="no node"):
         RemoteBackend.open(SandboxConfig(), resource="nowhere")
+
+
+def test_code_of_a_users_own_works_on_a_node_that_does_not_have_its_files(cluster, tmp_path):
+    (tmp_path / "own.py").write_text("import helper\nasync def run(*_): return helper.WORD\nanswer = helper.WORD\n")
+    (tmp_path / "helper.py").write_text("WORD = 'sent along'\n")
+    value = f"{tmp_path}/own.py:answer"
+    code = Code.of([value])
+    shutil.rmtree(tmp_path)  # the other node never had them
+
+    @ray.remote(resources={RESOURCE: 1})
+    def there(code, value):
+        code.install()
+        return ray.get_runtime_context().get_node_id(), plugged(value, {}, "tools")
+
+    node, answer = ray.get(there.remote(code, value))
+    assert answer == "sent along" and node != ray.get_runtime_context().get_node_id()
+    with pytest.raises(InputError, match="no_such_package.rewards cannot be imported"):
+        ray.get(there.remote(Code({}), "no_such_package.rewards:score"))
