@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from sandboxrl.data.errors import InputError
+from sandboxrl.data.errors import InputError, one_line
 
 
 @contextlib.contextmanager
@@ -41,11 +41,27 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file that a killed run may have left with half a last line; none if there is no file."""
+    """The rows of a file that a killed run may have left with half a last line; none if there is no file. Raises
+    InputError where a whole line is no JSON object."""
     if not path.exists():
         return []
     *lines, _unfinished = path.read_bytes().split(b"\n")
-    return [json.loads(line) for line in lines]
+    return [_object(line, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object of a file. Raises InputError where it holds anything else, OSError where it cannot be read."""
+    return _object(path.read_bytes(), str(path))
+
+
+def _object(text: bytes, where: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where} is damaged or not JSON: {one_line(error)}") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{where} is not a JSON object")
+    return value
 
 
 @contextlib.contextmanager

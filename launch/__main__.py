@@ -1,13 +1,24 @@
 """`sandboxrl VERB …`, the same as `python -m sandboxrl.launch VERB …`.
 
-Exit code 0: done. 1: failed while running. 2: the input was wrong (one clear line on standard error, no traceback).
+Exit code 0: done. 1: failed while running, or interrupted. 2: the input was wrong. Whatever fails is one line on
+standard error; `SANDBOXRL_TRACEBACK=1` shows where in the code it was raised.
 """
 
-import argparse
-import importlib
-import sys
+# PYTHON_ARGCOMPLETE_OK
 
-from sandboxrl.data.errors import InputError
+import argparse
+import contextlib
+import importlib
+import io
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import sandboxrl
+from sandboxrl.data.errors import InputError, described, is_machine_fault, nearest, one_line, told
+from sandboxrl.launch.signals import like_ctrl_c
 
 VERBS = {
     "train": "train a policy by reinforcement: sandboxrl train RECIPE [key=value …]",
@@ -21,36 +32,118 @@ VERBS = {
     "explain": "every resolved number of a recipe before a GPU is taken",
     "check": "which checkpoints of a run are whole: sandboxrl check run RUN",
     "status": "what a live run is doing and waiting for",
-    "doctor": "what this machine lacks and the line that mends it",
+    "doctor": "what this machine lacks and the line that fixes it",
     "image": "build and check the sandbox image",
 }
+NESTED = ("data", "image")
+"""Verbs with verbs of their own: argparse cannot take their options and their words in any order."""
 
 
-def main(arguments: list[str] | None = None) -> int:
-    words = sys.argv[1:] if arguments is None else arguments
-    parser = argparse.ArgumentParser(
+class Parser(argparse.ArgumentParser):
+    """argparse that says what is wrong by an InputError, with the nearest valid word."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **options})
+
+    def error(self, message: str) -> NoReturn:
+        unknown = message.removeprefix("unrecognized arguments: ")
+        if unknown != message and unknown.startswith("-"):
+            word = unknown.split()[0].partition("=")[0]
+            message = f"unknown argument {word!r}{nearest(word, self._option_string_actions)}"
+        raise InputError(message)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that has no "…" is no reason to fail
+    if "_ARGCOMPLETE" in os.environ:
+        _complete()
+    code = _exit_code(words)
+    return code if _flushed() else max(code, 1)
+
+
+def _exit_code(words: Sequence[str]) -> int:
+    """Run the command; whatever it raises is told in one line."""
+    try:
+        with like_ctrl_c():
+            return _run(words)
+    except SystemExit as ended:  # argparse has printed a help text
+        return int(ended.code or 0)
+    except InputError as error:
+        return _failed(words, 2, one_line(error, 2000), error)
+    except KeyboardInterrupt as error:
+        return _failed(words, 1, "interrupted" + "".join(f"; {note}" for note in error.args), error)
+    except BrokenPipeError:
+        return 1  # whoever read the output has read enough, as `head` does
+    except OSError as error:
+        return _failed(words, 1 if is_machine_fault(error) else 2, told(error), error)
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{os.path.basename(place.filename)}:{place.lineno}; SANDBOXRL_TRACEBACK=1 shows the whole trace"
+        return _failed(words, 1, f"internal error: {described(error)} ({where})", error)
+
+
+def _run(words: Sequence[str]) -> int:
+    if not words:
+        raise InputError("name a verb; `sandboxrl --help` lists them")
+    verb, *rest = words
+    if verb.startswith("-"):
+        _all_verbs().parse_args([verb])  # ends here with --help or --version
+    if verb not in VERBS:
+        raise InputError(f"unknown verb {verb!r}{nearest(verb, VERBS)}")
+    module = importlib.import_module(f"sandboxrl.launch.{verb}")  # this one alone, so that each starts at once
+    parser = Parser(prog=f"sandboxrl {verb}", description=VERBS[verb])
+    module.configure(parser)
+    return int(module.run(parser.parse_args(rest) if verb in NESTED else parser.parse_intermixed_args(rest)))
+
+
+def _all_verbs(*imported: str) -> Parser:
+    """The parser of `sandboxrl --help`; of the `imported` verbs it knows the options too."""
+    parser = Parser(
         prog="sandboxrl",
         description="Gives a language model a computer, measures it there and trains it there.",
         epilog="`sandboxrl VERB --help` explains a verb.",
     )
+    parser.add_argument("--version", action="version", version=f"sandboxrl {sandboxrl.__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    chosen = next((word for word in words if not word.startswith("-")), None)
     for verb, what in VERBS.items():
-        # only the chosen verb is imported, so that each of them starts at once
         sub = verbs.add_parser(verb, help=what, description=what)
-        if verb == chosen:
-            module = importlib.import_module(f"sandboxrl.launch.{verb}")
-            module.configure(sub)
-            sub.set_defaults(run=module.run)
-    parsed = parser.parse_args(words)
+        if verb in imported:
+            importlib.import_module(f"sandboxrl.launch.{verb}").configure(sub)
+    return parser
+
+
+def _complete() -> None:
+    """Answer the shell, which asks for the words that fit, and end."""
+    import argcomplete
+
+    typed = os.environ.get("COMP_LINE", "").split()
+    argcomplete.autocomplete(_all_verbs(*(word for word in typed if word in VERBS)))
+
+
+def _failed(words: Sequence[str], code: int, what: str, error: BaseException) -> int:
+    verb = words[0] if words and words[0] in VERBS else ""
+    with contextlib.suppress(OSError):  # standard error may be full or closed; the exit code still tells
+        if os.environ.get("SANDBOXRL_TRACEBACK"):
+            traceback.print_exception(error)
+        print(f"sandboxrl {verb}".rstrip() + f": {what}", file=sys.stderr, flush=True)
+    return code
+
+
+def _flushed() -> bool:
+    """Whether all output is written. What cannot be is dropped, or Python would fail on it once more at its exit."""
     try:
-        return int(parsed.run(parsed))
-    except InputError as error:
-        print(f"sandboxrl {parsed.verb}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"sandboxrl {parsed.verb}: interrupted", file=sys.stderr)
-        return 1
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return True
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):
+            _failed((), 1, f"standard output: {told(error)}", error)
+        with open(os.devnull, "w") as nowhere, contextlib.suppress(OSError):
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        return False
 
 
 if __name__ == "__main__":

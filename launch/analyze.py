@@ -1,11 +1,10 @@
 """`sandboxrl analyze DIR… [--out DIR]`: the paper's tables from trajectories, as text, CSV and a page with plots."""
 
 import argparse
-import json
 from pathlib import Path
 
 from sandboxrl.data.errors import InputError
-from sandboxrl.data.files import write_whole
+from sandboxrl.data.files import read_object, write_whole
 from sandboxrl.envs.trajectory import Trajectory
 from sandboxrl.rl.evaluation.evaluate import RESULTS, read_results
 from sandboxrl.rl.reports.analysis_page import analysis_page
@@ -36,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
             raise InputError(f"{word}: no trajectory in it yet")
     made = tables(runs)
     if args.measured:
-        table = infrastructure(_json(args.measured))
+        table = infrastructure(read_object(args.measured))
         if not table.rows:
             raise InputError(f"{args.measured}: no measure of storage or memory; see bench.sandbox --parts scale")
         made.append(table)
@@ -70,13 +69,3 @@ def save(out: Path, runs: dict[str, list[Trajectory]], made: list[Table]) -> Non
     for table in made:
         write_whole(out / f"{table.name}.csv", table.csv())
     write_whole(out / "analysis.html", analysis_page(runs, made, " · ".join(runs)))
-
-
-def _json(path: Path) -> dict[str, object]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: {error}") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: not a file of measures")
-    return value

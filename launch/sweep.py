@@ -36,7 +36,7 @@ from omegaconf import OmegaConf
 
 from sandboxrl.data.errors import InputError, nearest, one_line
 from sandboxrl.data.files import write_whole
-from sandboxrl.launch.train import check_same
+from sandboxrl.rl import continuing
 from sandboxrl.rl.config import Recipe, load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -237,7 +237,7 @@ def write_recipe(cell: Cell) -> None:
     """The cell's recipe file; a cell that has begun under another recipe is refused."""
     begun = cell.recipe.run_dir / "recipe.yaml"
     if begun.exists():
-        check_same(cell.recipe, begun)
+        continuing.changes(cell.recipe)
     cell.recipe_file.parent.mkdir(parents=True, exist_ok=True)
     write_whole(cell.recipe_file, OmegaConf.to_yaml(OmegaConf.structured(cell.recipe)))
 

@@ -1,117 +1,62 @@
 """`sandboxrl train RECIPE [key=value …]`: train a policy, or continue its run folder."""
 
 import argparse
-import asyncio
-import json
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
-
-from sandboxrl.data.errors import InputError
-from sandboxrl.data.files import held
-from sandboxrl.rl.config import Recipe, load_recipe, save_recipe
-from sandboxrl.rl.own_code import check_code, with_code
-
-MAY_CHANGE = (
-    "steps",
-    "out",
-    "cluster",
-    "num_workers",
-    "evaluation",
-    "checkpoint",
-    "wandb",
-    "tensorboard",
-    "save_trajectories_every",
-    "watch",
-    "learner.world_size",
-    "engine.weight_backend",
-)
-"""Keys that a continued run may change; any other makes it another experiment."""
+from sandboxrl.launch.signals import run_async
+from sandboxrl.rl.config import Recipe, find_recipe, load_recipe, save_recipe
+from sandboxrl.rl.continuing import RECIPE, go_back, held, is_finished, out_of_job, recipe_of_folder
+from sandboxrl.rl.own_code import with_code
+from sandboxrl.rl.reports.progress import opened
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, for example recipes/tiny.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="any key of the recipe, for example steps=5")
-    parser.add_argument("--fresh", action="store_true", help="refuse to continue a run folder that exists")
+    add = parser.add_argument
+    add("recipe", metavar="RECIPE", help="a YAML file, the name of a recipe that ships (`tiny`), or a run folder")
+    add("overrides", nargs="*", metavar="key=value", help="any key of the recipe, for example steps=5")
+    add("--fresh", action="store_true", help="refuse to continue a run folder that exists")
+    add("--from-step", type=int, metavar="N", help="go on from the checkpoint of step N; later ones are removed")
+    add("--dry-run", action="store_true", help="check the recipe, model, tasks and sandbox, and stop")
+    configure_progress(parser)
+
+
+def configure_progress(parser: argparse.ArgumentParser) -> None:
+    """`--quiet` and `--json`, for every verb that takes long."""
+    shown = parser.add_mutually_exclusive_group()
+    told = "no progress, only what comes of it"
+    shown.add_argument("--quiet", dest="progress", action="store_const", const="quiet", default="auto", help=told)
+    told = "one JSON object per line: stages, progress, steps, evaluations, the end"
+    shown.add_argument("--json", dest="progress", action="store_const", const="json", help=told)
 
 
 def run(args: argparse.Namespace) -> int:
-    recipe = with_code(out_of_job(load_recipe(args.recipe, args.overrides), Path.cwd()))
-    from sandboxrl.rl.run import prepare, train_run  # heavy: tokenizers, Ray
+    recipe = with_code(out_of_job(recipe_named(args.recipe, args.overrides), Path.cwd()))
+    with opened(args.progress) as progress:
+        if args.dry_run:
+            from sandboxrl.rl.run import prepare  # heavy: tokenizers, Ray
 
-    with run_folder(recipe, args.fresh):
-        if is_finished(recipe):
-            print(f"{recipe.run_dir} is finished already: {recipe.run_dir}/report.html; more steps=… continue it")
+            told = prepare(recipe, progress, download=False).told(recipe)
+            progress.line(f"{told}\nall of it can be used; nothing was started", {"event": "dry_run", "told": told})
             return 0
-        inputs = prepare(recipe)  # everything that can be wrong with the input, before anything is started
-        summary = asyncio.run(train_run(recipe, inputs))
+        with held(recipe, args.fresh) as changes:
+            if args.from_step is not None:
+                go_back(recipe.run_dir, args.from_step)
+            elif is_finished(recipe):
+                done = f"{recipe.run_dir} is finished already: {recipe.run_dir}/report.html; more steps=… continue it"
+                progress.line(done)
+                return 0
+            from sandboxrl.rl.run import prepare, train_run
+
+            inputs = prepare(recipe, progress)  # all that can be wrong with the input, before anything is started
+            save_recipe(recipe, recipe.run_dir / RECIPE)
+            summary = run_async(train_run(recipe, inputs, progress, changes))
     return 0 if summary["status"].startswith(("finished", "stopped")) else 1
 
 
-def is_finished(recipe: Recipe) -> bool:
-    """Whether nothing is left to do in the run folder."""
-    file = recipe.run_dir / "summary.json"
-    summary = json.loads(file.read_text()) if file.is_file() else {}
-    return bool(summary.get("status") == "finished" and summary["steps"] >= recipe.steps)
-
-
-def out_of_job(recipe: Recipe, folder: Path) -> Recipe:
-    """A Ray job runs in a temporary copy of its working directory: there a relative `out` is taken from the home."""
-    if "runtime_resources" not in folder.parts or Path(recipe.out).is_absolute():
-        return recipe
-    return replace(recipe, out=str(Path.home() / "sandboxrl" / recipe.out))
-
-
-@contextmanager
-def run_folder(recipe: Recipe, fresh: bool) -> Iterator[None]:
-    """Make or continue `runs/NAME`, held by this process alone. A new folder that came to nothing is removed again."""
-    folder, resolved = recipe.run_dir, recipe.run_dir / "recipe.yaml"
-    exists = resolved.exists()
-    if exists and fresh:
-        raise InputError(f"{folder} exists; choose another name=… or leave out --fresh to continue it")
-    if exists:
-        check_same(recipe, resolved)
-    folder.mkdir(parents=True, exist_ok=True)
-    with held(folder, f"{folder} is in use by another process; choose another name=…"):
-        save_recipe(recipe, resolved)
-        try:
-            yield
-        except InputError:
-            if not exists:
-                remove_empty(folder)
-            raise
-
-
-def check_same(recipe: Recipe, resolved: Path) -> None:
-    """A run is continued only under the recipe that started it."""
-    known = load_recipe(resolved)
-    check_code(recipe, known.code)
-    old, new = (dict(leaves(OmegaConf.structured(one))) for one in (known, recipe))
-    for key in sorted(old.keys() | new.keys()):
-        if not {key, key.partition(".")[0]} & set(MAY_CHANGE) and old.get(key) != new.get(key):
-            raise InputError(
-                f"{resolved.parent} was made with {key}={old.get(key)}, not {new.get(key)}; choose another name=…"
-            )
-
-
-def leaves(section: DictConfig, prefix: str = "") -> Iterator[tuple[str, object]]:
-    """`a.b` and its value for every key of a recipe."""
-    for name, value in section.items():
-        if isinstance(value, DictConfig):
-            yield from leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
-
-
-def remove_empty(folder: Path) -> None:
-    """Remove what `run_folder` made, and only that."""
-    for name in ("recipe.yaml", ".lock"):
-        (folder / name).unlink(missing_ok=True)
-    if not any(folder.iterdir()):
-        folder.rmdir()
-    else:
-        print(f"left in place: {folder}", file=sys.stderr)
+def recipe_named(word: str, overrides: list[str]) -> Recipe:
+    """The recipe of a file, of a name that ships, or of a run folder (or its recipe.yaml) as it lies now."""
+    path = Path(word)
+    folder = path.parent if path.name == RECIPE and (path.parent / "metrics.jsonl").exists() else path
+    if folder.is_dir() and (folder / RECIPE).is_file():
+        return recipe_of_folder(folder, overrides)
+    return load_recipe(find_recipe(word), overrides)

@@ -14,11 +14,12 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+import sandboxrl
 from sandboxrl.data.errors import InputError, nearest, one_line
 from sandboxrl.data.plugin import anchored
 from sandboxrl.envs.grading.grader import GraderConfig
@@ -87,6 +88,15 @@ class WandbConfig:
 
 @dataclass(frozen=True)
 class Recipe:
+    CARRIED_OUT: ClassVar = frozenset(
+        {
+            "name", "out", "steps", "retries", "max_lost_groups", "max_logprob_mismatch", "save_trajectories_every",
+            "num_workers", "cluster", "evaluation", "checkpoint", "wandb", "tensorboard", "watch",
+        }
+    )  # fmt: skip
+    """Keys and whole sections of how a run is carried out: they may change when it goes on, and the log says from which
+    step. Every other key is part of the experiment, and changing it makes another one. A section names its own such
+    keys in the same way."""
     name: str = ""
     """The run folder's name under `out`; default: the recipe file's name."""
     out: str = "runs"
@@ -208,6 +218,18 @@ class Recipe:
         return ("mismatch/logprob_max", 1e-3) if exact else ("mismatch/logprob_mean", 0.05)
 
 
+def find_recipe(word: str, folder: str = "") -> Path:
+    """The file that `word` names: a path of the user's, else a recipe that ships (`tiny`, or with `folder` one of
+    those that lie in it)."""
+    path, shipped = Path(word), Path(sandboxrl.__file__).with_name("recipes") / folder
+    if path.exists() or path.suffix == ".yaml" and len(path.parts) > 1:
+        return path
+    known = {file.stem: file for file in sorted(shipped.glob("*.yaml"))}
+    if path.name != word or path.stem not in known or path.suffix not in ("", ".yaml"):
+        raise InputError(f"{word}: no such file, and no recipe that ships{nearest(word, known)}")
+    return known[path.stem]
+
+
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """YAML file and `a.b=c` words -> Recipe. Raises InputError: one line that says what, where and the nearest key."""
     path = Path(path)
@@ -303,6 +325,15 @@ def _check_keys(section: type, layer: Any, path: Path, prefix: str = "") -> None
                     f"{path}: {prefix}{name}: must hold keys such as {fields(below)[0].name}, not {value!r}"
                 )
             _check_keys(below, value, path, f"{prefix}{name}.")
+
+
+def is_carried_out(key: str, section: type = Recipe) -> bool:
+    """Whether the dotted `key` says how a run is carried out; else it is part of the experiment."""
+    name, _, inner = key.partition(".")
+    if name in getattr(section, "CARRIED_OUT", ()):
+        return True
+    below = {f.name: f.type for f in fields(section)}.get(name)
+    return bool(inner) and isinstance(below, type) and is_dataclass(below) and is_carried_out(inner, below)
 
 
 def knobs(section: type, prefix: str = "") -> dict[str, tuple[Any, str]]:

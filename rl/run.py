@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import json
+import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import ray
 
 from sandboxrl.data.errors import InputError, described, nearest, one_line
-from sandboxrl.data.files import write_whole
+from sandboxrl.data.files import read_object, write_whole
 from sandboxrl.data.plugin import OwnCodeFailed
 from sandboxrl.data.prompt.arms import load_arm, render
 from sandboxrl.data.sources import load_sources
@@ -25,9 +26,11 @@ from sandboxrl.rl.cluster.connect import check_reachable, connect
 from sandboxrl.rl.cluster.learners import RayLearners
 from sandboxrl.rl.cluster.workers import RayWorkers
 from sandboxrl.rl.config import Recipe
+from sandboxrl.rl.continuing import Changes
 from sandboxrl.rl.hooks import load_hooks
 from sandboxrl.rl.learner.checkpoint import Checkpoints
 from sandboxrl.rl.reports.page import write_report
+from sandboxrl.rl.reports.progress import Progress
 from sandboxrl.rl.reports.run_folder import Log
 from sandboxrl.rl.start.config import START_PREFIX, named_start
 from sandboxrl.rl.trainer import LearnerLost, RunFailed, Work, train
@@ -53,30 +56,51 @@ class Inputs:
     """For `data.json`: what the tasks were read from."""
     dropped: str
     """Which training tasks were left out and why, for a person; empty: none."""
+    repeated: str
+    """Which evaluation tasks are trained on too, for a person; empty: none."""
+
+    def told(self, recipe: Recipe) -> str:
+        """What was found, in lines for a person."""
+        eval_sets = ", ".join(f"{name} ({len(tasks)} tasks)" for name, tasks in self.eval_sets.items())
+        lines = [
+            f"{recipe.run_dir}: {recipe.steps} steps of {recipe.groups_per_step} tasks x {recipe.group_size} "
+            f"trajectories, {recipe.mode} mode",
+            f"model {self.model_dir}; evaluated on {eval_sets or 'nothing: tasks.eval is empty'}",
+            *(f"data set {asked}: commit {commit}" for asked, commit in self.commits.items()),
+            self.dropped,
+            self.repeated,
+        ]
+        return "\n".join(line for line in lines if line)
 
 
-def prepare(recipe: Recipe) -> Inputs:
-    """Raises InputError for anything that is wrong with the recipe, the model, the tasks or this machine."""
+def prepare(recipe: Recipe, progress: Progress, download: bool = True) -> Inputs:
+    """Raises InputError for anything that is wrong with the recipe, the model, the tasks or this machine. Without
+    `download` only the configuration and the tokenizer of a model of the hub are fetched."""
     if recipe.cluster:
         check_reachable(recipe.cluster)
     arm = load_arm(recipe.prompt)
     schemas, sandbox = [], {}
     if recipe.mode == "sandbox":
         schemas = tool_set(recipe.tool_set or arm.tool_set, recipe.tools).schemas()
-        sandbox = asyncio.run(_check_backend(recipe))
+        with progress.stage("sandbox"):
+            sandbox = asyncio.run(_check_backend(recipe))
     noted = recipe.run_dir / COMMITS_FILE  # a run that goes on reads what it began with
-    commits: dict[str, str] = json.loads(noted.read_text()) if noted.is_file() else {}
-    train_sets, weights = load_sources(recipe.tasks.train, "tasks.train", recipe.seed, commits)
-    eval_sets, eval_weights = load_sources(recipe.tasks.eval, "tasks.eval", recipe.seed, commits)
-    for name, weight in eval_weights.items():
-        if weight != 1:
-            raise InputError(f"tasks.eval.{name}.weight has no effect: each set is scored by itself")
-    best = recipe.checkpoint.best
-    if best and best not in eval_sets:
-        raise InputError(f"checkpoint.best: no set {best!r} among tasks.eval{nearest(best, eval_sets)}")
-    asyncio.run(_check_gradable(recipe, itertools.chain(*train_sets.values(), *eval_sets.values())))
-    model_dir = model_of_run(recipe, recipe.run_dir)
-    chat_format = load_chat_format(model_dir, recipe)
+    commits: dict[str, str] = read_object(noted) if noted.is_file() else {}
+    with progress.stage("tasks"):
+        train_sets, weights = load_sources(recipe.tasks.train, "tasks.train", recipe.seed, commits)
+        wanted = recipe.tasks.eval  # empty: a run without an evaluation
+        eval_sets, eval_weights = load_sources(wanted, "tasks.eval", recipe.seed, commits) if wanted else ({}, {})
+        for name, weight in eval_weights.items():
+            if weight != 1:
+                raise InputError(f"tasks.eval.{name}.weight has no effect: each set is scored by itself")
+        best = recipe.checkpoint.best
+        if best and best not in eval_sets:
+            raise InputError(f"checkpoint.best: no set {best!r} among tasks.eval{nearest(best, eval_sets)}")
+        repeated = _also_trained(train_sets, eval_sets)
+        asyncio.run(_check_gradable(recipe, itertools.chain(*train_sets.values(), *eval_sets.values())))
+    with progress.stage("model"):
+        model_dir = model_of_run(recipe, recipe.run_dir, download)
+        chat_format = load_chat_format(model_dir, recipe)
 
     def count_tokens(task: Task) -> int:
         return len(chat_format.prompt_ids(render(task, arm, recipe.mode), schemas))
@@ -90,21 +114,36 @@ def prepare(recipe: Recipe) -> Inputs:
         if not kept[name]:
             raise InputError(f"tasks.train: no task of {name!r} is left: {describe_dropped(too_long, limit=1)}")
     stream = TaskStream(kept, weights, recipe.seed)
-    return Inputs(model_dir, chat_format, stream, eval_sets, sandbox, commits, describe_dropped(dropped))
+    return Inputs(model_dir, chat_format, stream, eval_sets, sandbox, commits, describe_dropped(dropped), repeated)
 
 
-def model_of_run(recipe: Recipe, run_dir: Path) -> str:
+def _also_trained(train: Mapping[str, Sequence[Task]], evaluated: Mapping[str, Sequence[Task]]) -> str:
+    """Which evaluation tasks are trained on too, for a person. Raises InputError where it is most of a set, whose score
+    would then mean nothing."""
+    known = {(task.question, *sorted(task.documents.items())) for tasks in train.values() for task in tasks}
+    notes = []
+    for name, tasks in evaluated.items():
+        same = [task.id for task in tasks if (task.question, *sorted(task.documents.items())) in known]
+        told = f"tasks.eval.{name}: {len(same)} of {len(tasks)} tasks are in tasks.train too, {same[0] if same else ''}"
+        if 2 * len(same) > len(tasks):
+            raise InputError(f"{told} the first; name another split or offset")
+        notes += [f"{told} the first"] if same else []
+    return "\n".join(notes)
+
+
+def model_of_run(recipe: Recipe, run_dir: Path, download: bool = True) -> str:
     """The model folder that a run started from, else the one it is to start from. A run that goes on, or is exported,
     must not meet one that was made or downloaded anew since: its checkpoints and tokenizer belong to the first."""
     noted = run_dir / MODEL_FILE
     known = noted.read_text() if noted.is_file() else ""
     if known and Path(known).is_dir():
         return known
-    return resolve_model(recipe.model.path, recipe.seed, run_dir.resolve().parent)
+    return resolve_model(recipe.model.path, recipe.seed, run_dir.resolve().parent, download)
 
 
-def resolve_model(path: str, seed: int, out: Path = Path("runs")) -> str:
-    """The folder of `path`; `start:NAME` is made first, under `out`, with a progress bar, where it is not there yet."""
+def resolve_model(path: str, seed: int, out: Path = Path("runs"), download: bool = True) -> str:
+    """The folder of `path`; `start:NAME` is made first, under `out`, with a progress bar, where it is not there yet.
+    Without `download` the folder of a model of the hub holds no weights."""
     if path.startswith(START_PREFIX):
         config, folder = named_start(path, seed, out / "start")
         if folder.is_dir():
@@ -121,7 +160,7 @@ def resolve_model(path: str, seed: int, out: Path = Path("runs")) -> str:
         return str(Path(path).resolve())
     if path.startswith((".", "/", "~")) or path.count("/") != 1:
         raise InputError(f"model.path: no such folder: {path}")
-    return _download(path)
+    return _download(path, weights=download)
 
 
 def load_chat_format(model_dir: str, recipe: Recipe) -> ChatFormat:
@@ -134,24 +173,24 @@ def load_chat_format(model_dir: str, recipe: Recipe) -> ChatFormat:
     return ChatFormat(tokenizer, recipe.model.call_format)
 
 
-async def train_run(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
-    """Train to the recipe's last step, from the run's last checkpoint; returns `summary.json`."""
+async def train_run(recipe: Recipe, inputs: Inputs, progress: Progress, changes: Changes) -> dict[str, Any]:
+    """Train to the recipe's last step, from the run's last checkpoint; returns `summary.json`. `changes` are those of
+    how it is carried out, for the log."""
     checkpoints = Checkpoints(recipe.run_dir, recipe.checkpoint.keep, recipe.checkpoint.keep_every)
     step, _ = checkpoints.latest()
-    log = Log(recipe, step, TokenText(inputs.chat_format))
+    log = Log(recipe, step, TokenText(inputs.chat_format), progress)
     for problem in checkpoints.problems:
         log.say(f"damaged, so the one before is used: {problem}")
     write_whole(recipe.run_dir / MODEL_FILE, inputs.model_dir)
     write_whole(recipe.run_dir / "sandbox.json", json.dumps(inputs.sandbox, indent=2) + "\n")
     write_whole(recipe.run_dir / COMMITS_FILE, json.dumps(inputs.commits, indent=2) + "\n")
-    log.say(_headline(recipe, inputs, step))
-    for asked, commit in inputs.commits.items():
-        log.say(f"data set {asked}: commit {commit}")
-    if inputs.dropped:
-        log.say(inputs.dropped)
+    log.say(f"{inputs.told(recipe)}\n{f'goes on from step {step}' if step else 'starts'}")
+    for key, (before, now) in changes.items():
+        log.say(f"from step {step + 1} on: {key}={now}, before {before}")
     status = "interrupted"
     try:
-        connect(recipe.cluster)
+        with progress.stage("cluster"):
+            connect(recipe.cluster)
         watch = Watch(recipe.watch, recipe.run_dir, log.say)
         watch.looks.append(log.look)
         workers = RayWorkers(recipe, inputs.model_dir, log, watch)
@@ -171,11 +210,15 @@ async def train_run(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
         status = f"failed: {error}"
     except Exception as error:
         status = f"failed: {described(error)}"
+        log.note(traceback.format_exc())
         raise
     finally:
+        progress.begin("")
         summary = log.finish(status)
         report = write_report(recipe.run_dir)
-        log.say(_closing(summary, report))
+        closing = _closing(summary, report)
+        progress.line(closing, {"event": "end", **summary, "report": str(report)})
+        log.note(closing)
     return summary
 
 
@@ -249,23 +292,15 @@ async def _check_backend(recipe: Recipe) -> dict[str, Any]:
         await backend.close()
 
 
-def _download(name: str) -> str:
+def _download(name: str, weights: bool) -> str:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        return str(snapshot_download(name))
+        return str(snapshot_download(name, allow_patterns=None if weights else ["*.json", "*.txt", "*.jinja"]))
     except (HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, OSError) as error:
         message = f"model.path: {name} is neither a folder nor to be had from the hub: {one_line(error)}"
         raise InputError(message) from None
-
-
-def _headline(recipe: Recipe, inputs: Inputs, step: int) -> str:
-    start = f"continues at step {step}" if step else "starts"
-    return (
-        f"{recipe.run_dir} {start}: {recipe.steps} steps of {recipe.groups_per_step} tasks x {recipe.group_size} "
-        f"trajectories, {recipe.mode} mode, model {inputs.model_dir}"
-    )
 
 
 def _closing(summary: Mapping[str, Any], report: Path) -> str:

@@ -220,6 +220,7 @@ async def evaluate(recipe: Recipe, work: Work, workers: Workers, log: Log, step:
             continue
         started = time.monotonic()
         repeated = [task for task in tasks for _ in range(recipe.evaluation.repeats)]
+        log.evaluating(name, len(repeated))
         trajectories = await workers.evaluate(repeated, step)
         rewards = [t.reward for t in trajectories if t.reward is not None]
         if not rewards:

@@ -6,6 +6,7 @@ zero.
 
 from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from sandboxrl.data.errors import InputError, nearest
 from sandboxrl.data.task import Task
@@ -23,6 +24,8 @@ SCHEMES = ("strict", "reference")
 class GraderConfig:
     """The `grader:` part of a recipe."""
 
+    CARRIED_OUT: ClassVar = frozenset({"workers", "deadline_s", "ifbench"})
+    """Keys that may change when a run goes on; the others are the experiment (`sandboxrl.rl.config`)."""
     scheme: str = "strict"
     """`strict`, or `reference`: the rules of the published RL release, for comparison only."""
     workers: int = 2

@@ -12,7 +12,7 @@ is bytes from a stranger: bounded, never followed, never unpacked on the host.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from sandboxrl.data.errors import InputError
 
@@ -94,6 +94,8 @@ class TmpfsSizes:
 class SandboxConfig:
     """The `sandbox:` part of a recipe."""
 
+    CARRIED_OUT: ClassVar = frozenset({"socket", "remote", "warm", "parallel_starts"})
+    """Keys that may change when a run goes on; the others are the experiment (`sandboxrl.rl.config`)."""
     backend: str = "bubblewrap"
     """`bubblewrap` (no daemon) or `docker`. Never a silent fallback."""
     image: str = "sandboxrl/sandbox:latest"

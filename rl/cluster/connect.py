@@ -7,9 +7,11 @@ actors; its agents, which outlive a killed raylet by a minute, are ended by a gu
 import asyncio
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,17 @@ holds them by descriptor, so a number that the system gives to another process m
 
 def connect(address: str) -> None:
     """Join the cluster of `address`, else that of the Ray job this runs in, else start one on this machine. Raises
-    InputError where no cluster answers."""
+    InputError where no cluster answers. Signals are heeded as before: Ray's own handlers would abort the process."""
+    heeded = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    try:
+        _connect(address)
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in heeded.items():
+                signal.signal(number, handler)
+
+
+def _connect(address: str) -> None:
     if address := address or os.environ.get("RAY_ADDRESS", ""):
         check_reachable(address)
         try:

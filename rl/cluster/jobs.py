@@ -24,7 +24,7 @@ from ray.cluster_utils import Cluster
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from sandboxrl.data.errors import InputError, one_line
-from sandboxrl.data.files import write_whole
+from sandboxrl.data.files import read_object, write_whole
 from sandboxrl.rl.cluster.connect import guard_descendants
 
 POLL_S = 1.0
@@ -195,8 +195,4 @@ def _interruptible() -> Iterator[None]:
 
 
 def _known(path: Path) -> dict[str, str]:
-    try:
-        known = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return {}
-    return dict(known)
+    return read_object(path) if path.exists() else {}

@@ -112,10 +112,11 @@ class RolloutWorker:
         self._numbers = itertools.count()
 
     async def start(self, version: int = 0) -> dict[str, Any]:
-        """Load the model as weight version `version` and open the sandboxes; returns `whereabouts`. Raises EngineLost,
-        InputError, BackendUnavailable."""
+        """Load the model as weight version `version` and open the sandboxes; returns `whereabouts`, with the `seconds`
+        of each stage. Raises EngineLost, InputError, BackendUnavailable."""
         if self._code is not None:
             self._code.install()
+        seconds, started = {}, time.monotonic()
         tokenizer = load_tokenizer(self._model)
         if self._chat_template:
             tokenizer.chat_template = self._chat_template
@@ -128,9 +129,11 @@ class RolloutWorker:
             tools = tool_set(self._tool_set or self._arm.tool_set, self._tools)
             self._pool = _open_pool(self._sandbox)
             await self._pool.fill()
+            seconds["sandboxes"] = time.monotonic() - started
         self._environment = Environment(self._arm, self._mode, self._limits, tools, self._pool, self._grader)
+        started = time.monotonic()
         await self._engine.start(version)
-        return whereabouts()
+        return whereabouts() | {"seconds": seconds | {"engine": time.monotonic() - started}}
 
     async def sample(self, task: Task, seed: int, sampling: Sampling) -> Trajectory:
         """One trajectory, by `envs.rollout`. What the machine loses is told by its StopReason."""

@@ -79,7 +79,11 @@ class RayWorkers:
         check_runs_here(self._recipe.engine)
         count = self._recipe.num_workers
         self._handles, self._load = [self._spawn() for _ in range(count)], [0] * count
-        await self._start(self._handles)
+        with self._log.progress.stage("engines and sandboxes"):
+            await self._start(self._handles)
+        seconds = [self._where[handle]["seconds"] for handle in self._handles]
+        for stage in seconds[0]:
+            self._log.progress.done(f"of it {stage}", max(one[stage] for one in seconds))
 
     def members(self) -> list[Any]:
         """Who takes part in the next publication: all that are not being replaced just now. Raises what has ended a
@@ -172,6 +176,7 @@ class RayWorkers:
                     continue
             if not trajectory.stop.machine_fault:
                 self._num_replaced[worker] = 0
+                self._log.ended(trajectory)
                 return trajectory
             self._log.lost(trajectory)
             if not await self._healthy(handle):

@@ -5,7 +5,7 @@ import gc
 import importlib.metadata
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from sandboxrl.data.errors import InputError
 
@@ -21,6 +21,13 @@ GPU_BATCHED_TOKENS = 16_384
 class EngineConfig:
     """The `engine:` part of a recipe."""
 
+    CARRIED_OUT: ClassVar = frozenset(
+        {
+            "max_model_len", "max_num_seqs", "kv_cache_bytes", "gpu_memory_utilization", "tensor_parallel_size",
+            "enforce_eager", "prefix_caching", "threads", "weight_backend",
+        }
+    )  # fmt: skip
+    """Keys that may change when a run goes on; the others are the experiment (`sandboxrl.rl.config`)."""
     dtype: str = "auto"
     """Of weights and KV cache: `float32`, `bfloat16` or `float16`; `auto`: float32 on CPU, bfloat16 on a GPU."""
     max_model_len: int = 65_536

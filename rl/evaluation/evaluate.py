@@ -20,7 +20,7 @@ from typing import Any
 
 from sandboxrl.data.benchmarks import Selection
 from sandboxrl.data.errors import InputError
-from sandboxrl.data.files import held, write_whole
+from sandboxrl.data.files import held, read_object, write_whole
 from sandboxrl.data.task import Task
 from sandboxrl.envs.policy.protocol import Policy
 from sandboxrl.envs.rollout import Environment, rollout
@@ -97,7 +97,7 @@ class ResultFolder:
         file = self.path / SETTINGS
         wanted = json.loads(json.dumps(settings))
         if file.exists():
-            found = json.loads(file.read_text(encoding="utf-8"))
+            found = read_object(file)
             for key in sorted(found.keys() | wanted.keys()):
                 if found.get(key) != wanted.get(key):
                     raise InputError(

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 from sandboxrl.data.errors import InputError, nearest
 
@@ -12,6 +13,13 @@ SCHEDULES = ("constant", "linear", "cosine")
 
 @dataclass(frozen=True)
 class LearnerConfig:
+    CARRIED_OUT: ClassVar = frozenset(
+        {
+            "world_size", "device", "max_tokens_per_row", "logprob_chunk", "gradient_checkpointing", "threads",
+            "timeout_s",
+        }
+    )  # fmt: skip
+    """Keys that may change when a run goes on; the others are the experiment (`sandboxrl.rl.config`)."""
     world_size: int = 1
     """Learner processes over which parameters, gradients and optimizer state are sharded; one GPU each on GPUs."""
     device: str = "auto"

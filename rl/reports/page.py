@@ -15,7 +15,6 @@ import hashlib
 import html
 import json
 import math
-import os
 import re
 import time
 from collections import Counter
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from sandboxrl.data.errors import InputError
+from sandboxrl.data.files import write_whole
 from sandboxrl.rl.reports.excerpt import (
     BROKEN,
     Found,
@@ -53,9 +53,7 @@ def write_report(run_dir: Path) -> Path:
 
 def write_page(path: Path, page: str) -> Path:
     """Write the page, replacing the file whole."""
-    new = path.with_name(f".{path.name}.{os.getpid()}")
-    new.write_text(page, encoding="utf-8", errors="replace")
-    new.replace(path)
+    write_whole(path, page)
     return path
 
 

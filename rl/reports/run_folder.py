@@ -8,12 +8,12 @@ runs/NAME/log.txt                            the lines of the terminal
 """
 
 import json
+import math
 import statistics
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 from omegaconf import OmegaConf
@@ -25,29 +25,40 @@ from sandboxrl.rl.config import Recipe
 from sandboxrl.rl.learner.batch import Batch
 from sandboxrl.rl.reports.analysis import capability_use
 from sandboxrl.rl.reports.events import Journal
+from sandboxrl.rl.reports.page import write_report
+from sandboxrl.rl.reports.progress import Progress, opened
 from sandboxrl.rl.reports.trackers import MAX_COMPLETIONS, completion, follow
 
 TokenText = Callable[[int], str]
 
 
-class Clock:
-    """Seconds of each phase of a step; `lap` closes one."""
+PHASES = {"time/rollout_s": "learning", "time/learn_s": "new weights to the engines", "time/sync_s": "saving"}
+"""What goes on in a step after the phase that is timed so."""
 
-    def __init__(self) -> None:
+
+class Clock:
+    """Seconds of each phase of a step; `lap` closes one. `next_phase` is told what follows."""
+
+    def __init__(self, next_phase: Callable[[str], None] = lambda phase: None) -> None:
         self.started = self.last = time.monotonic()
         self.seconds: dict[str, float] = {}
+        self._next_phase = next_phase
 
     def lap(self, name: str) -> None:
         now = time.monotonic()
         self.seconds[name] = now - self.last
         self.last = now
+        self._next_phase(PHASES.get(name, ""))
 
 
 class Log:
     """The run folder's writer. `resume_step` cuts off what a killed run wrote after its last checkpoint."""
 
-    def __init__(self, recipe: Recipe, resume_step: int, token_text: TokenText, out: TextIO = sys.stdout) -> None:
-        self.recipe, self.dir, self.token_text, self.out = recipe, recipe.run_dir, token_text, out
+    def __init__(
+        self, recipe: Recipe, resume_step: int, token_text: TokenText, progress: Progress | None = None
+    ) -> None:
+        self.recipe, self.dir, self.token_text = recipe, recipe.run_dir, token_text
+        self.progress = progress or opened("lines")
         (self.dir / "trajectories").mkdir(parents=True, exist_ok=True)
         self._keep_rows(resume_step)
         self.started = time.monotonic()
@@ -56,6 +67,8 @@ class Log:
         self.num_dropped = sum(int(row.get("dropped", 0)) for row in self.rows)
         self.wall_before = max((row["time/wall_s"] for row in self.rows), default=0.0)
         self.journal = Journal(recipe, resume_step)
+        self._num_ended, self._evaluating = 0, False
+        self._reported, self._report_cost_s = time.monotonic(), 0.0
         self._fresh()
         self.trackers = follow(_wanted(recipe), self.dir)
         self._tell_news()
@@ -71,20 +84,32 @@ class Log:
         self.step_counts: Counter[str] = Counter()
 
     def clock(self) -> Clock:
-        return Clock()
+        """Of the step that begins now."""
+        size = self.recipe.groups_per_step * self.recipe.group_size
+        self._begin("sampling", size, done=min(size, self._num_ended))
+        return Clock(self._begin)
 
     # --- events of the trainer ---------------------------------------------------------------------------------
 
+    def ended(self, trajectory: Trajectory) -> None:
+        """A trajectory has ended, of this step, of a later one or of an evaluation."""
+        if not self._evaluating:
+            self._num_ended += 1
+        self.progress.count(trajectory.num_sampled)
+
     def consumed(self, group: Group) -> None:
         self.step_trajectories += group.trajectories
+        self._num_ended = max(0, self._num_ended - len(group.trajectories))
 
     def too_old(self, group: Group) -> None:
         self.step_counts["groups_too_old"] += 1
         self.journal.discarded(group, "too_old")
+        self.progress.more(self.recipe.group_size)
 
     def uninformative(self, group: Group) -> None:
         self.step_counts["groups_replaced"] += 1
         self.journal.discarded(group, "uninformative")
+        self.progress.more(self.recipe.group_size)
 
     def lost(self, trajectory: Trajectory) -> None:
         """The machine lost an attempt at a trajectory. Told once a kind and step: a dead worker loses many at once."""
@@ -156,9 +181,16 @@ class Log:
             f"finished {row.get('stop/finished', 0) + row.get('stop/answered', 0):.0%}  turns {row['turns/mean']:.1f}  "
             f"groups {batch.num_informative}/{len(groups)}  mismatch {row['mismatch/logprob_max']:.0e}  "
             f"{row['time/step_s']:.1f} s (rollout {row['time/rollout_s']:.1f}, "
-            f"learn {row['time/learn_s']:.1f}, sync {row['time/sync_s']:.1f})"
+            f"learn {row['time/learn_s']:.1f}, sync {row['time/sync_s']:.1f})",
+            {"event": "step", **row},
         )
         self._fresh()
+        self._report()
+
+    def evaluating(self, name: str, num: int) -> None:
+        """An evaluation of so many trajectories begins."""
+        self._begin(f"evaluating {name}", num)
+        self._evaluating = True
 
     def evaluation(
         self,
@@ -184,7 +216,12 @@ class Log:
         lines = [{"step": step, **self._trajectory(t, task)} for t, task in both]
         write_jsonl(self.dir / "trajectories" / f"eval_{name}_{step:06d}.jsonl", lines)
         self._show(name, step, both)
-        self.say(f"evaluation  {name}: {score:.3f} on {len(graded)} trajectories, {wall_s:.0f} s")
+        self._evaluating = False
+        self.say(
+            f"evaluation  {name}: {score:.3f} on {len(graded)} trajectories, {wall_s:.0f} s",
+            {"event": "evaluation", **row},
+        )
+        self._report()
 
     def finish(self, status: str) -> dict[str, Any]:
         """Write `summary.json`: `finished`, or why not."""
@@ -231,12 +268,35 @@ class Log:
             ],
         }
 
-    def say(self, line: str) -> None:
-        print(line, file=self.out, flush=True)
-        with (self.dir / "log.txt").open("a") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}\n")
+    def say(self, line: str, event: Mapping[str, Any] | None = None) -> None:
+        """A line for a person, on the screen and in log.txt; `event` is the same for a machine."""
+        self.progress.detail(line, event)
+        self.note(line)
+
+    def note(self, text: str) -> None:
+        """Into log.txt alone."""
+        with (self.dir / "log.txt").open("a", encoding="utf-8", errors="replace") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
 
     # --- inside ------------------------------------------------------------------------------------------------
+
+    def _begin(self, phase: str, total: int = 0, done: int = 0) -> None:
+        """Show what goes on now, and how long the rest of the run will take by the last steps."""
+        timed = [row for row in self.rows if "time/step_s" in row]
+        step, steps = max((row["step"] for row in self.rows), default=0), self.recipe.steps
+        now = f"step {min(step + 1, steps)}/{steps} · {phase}" if phase else ""
+        self.progress.begin(now, total, done)
+        each = statistics.fmean(row["time/step_s"] for row in timed[-5:]) if timed else math.nan
+        self.progress.overall(step / max(steps, 1), (steps - step) * each)
+
+    def _report(self) -> None:
+        """Rewrite report.html, so seldom that it costs the run a fiftieth of its time at most."""
+        if time.monotonic() - self._reported < 50 * self._report_cost_s:
+            return
+        started = time.monotonic()
+        write_report(self.dir)
+        self._reported = time.monotonic()
+        self._report_cost_s = self._reported - started
 
     def _append(self, row: dict[str, Any]) -> None:
         self.rows.append(row)

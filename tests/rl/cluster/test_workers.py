@@ -1,7 +1,6 @@
 """The faces over the Ray actors: what an exception in a worker means, and that nothing waits without an end."""
 
 import asyncio
-import io
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -27,7 +26,7 @@ TASK = Task(id="t", source="s", question="?", gold="1", reward="exact")
 
 def workers_in(folder: Path) -> RayWorkers:
     recipe = load_recipe(ROOT / "recipes/tiny.yaml", [f"out={folder}", "name=run"])
-    log = Log(recipe, 0, token_text=str, out=io.StringIO())
+    log = Log(recipe, 0, token_text=str)
     return RayWorkers(recipe, "", log, Watch(WatchConfig(), folder, log.say))
 
 
