@@ -35,7 +35,7 @@ VERBS = {
     "doctor": "what this machine lacks and the line that fixes it",
     "image": "build and check the sandbox image",
 }
-NESTED = ("data", "image")
+NESTED = ("check", "data", "image")
 """Verbs with verbs of their own: argparse cannot take their options and their words in any order."""
 
 

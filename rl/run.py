@@ -30,7 +30,7 @@ from sandboxrl.rl.continuing import Changes
 from sandboxrl.rl.hooks import load_hooks
 from sandboxrl.rl.learner.checkpoint import Checkpoints
 from sandboxrl.rl.reports.page import write_report
-from sandboxrl.rl.reports.progress import Progress
+from sandboxrl.rl.reports.progress import Progress, opened
 from sandboxrl.rl.reports.run_folder import Log
 from sandboxrl.rl.start.config import START_PREFIX, named_start
 from sandboxrl.rl.trainer import LearnerLost, RunFailed, Work, train
@@ -73,9 +73,10 @@ class Inputs:
         return "\n".join(line for line in lines if line)
 
 
-def prepare(recipe: Recipe, progress: Progress, download: bool = True) -> Inputs:
+def prepare(recipe: Recipe, progress: Progress | None = None, download: bool = True) -> Inputs:
     """Raises InputError for anything that is wrong with the recipe, the model, the tasks or this machine. Without
     `download` only the configuration and the tokenizer of a model of the hub are fetched."""
+    progress = progress or opened("quiet")
     if recipe.cluster:
         check_reachable(recipe.cluster)
     arm = load_arm(recipe.prompt)

@@ -114,6 +114,8 @@ def test_a_cell_begun_under_another_recipe_is_refused(tmp_path: Path) -> None:
     (cell,) = cells_of(tmp_path)
     cell.recipe.run_dir.mkdir(parents=True)
     save_recipe(cells_of(tmp_path, "set.groups_per_step=5")[0].recipe, cell.recipe.run_dir / "recipe.yaml")
+    write_recipe(cell)  # nothing has been done there yet
+    (cell.recipe.run_dir / "metrics.jsonl").write_text('{"step": 0}\n')
     with pytest.raises(InputError, match="groups_per_step=5"):
         write_recipe(cell)
 
