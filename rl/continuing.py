@@ -51,8 +51,9 @@ def changes(recipe: Recipe) -> Changes:
         check_code(recipe, known.code)
     old, new = (dict(leaves(OmegaConf.structured(one))) for one in (known, recipe))
     different = {key: (old.get(key), new.get(key)) for key in old.keys() | new.keys() if old.get(key) != new.get(key)}
+    falls = recipe.learner.schedule != "constant" and not recipe.learner.schedule_steps  # then it falls over `steps`
     for key, (before, now) in sorted(different.items()):
-        if not is_carried_out(key) and has_begun(recipe.run_dir):
+        if (not is_carried_out(key) or (falls and key == "steps")) and has_begun(recipe.run_dir):
             raise InputError(f"{recipe.run_dir} was made with {key}={before}, not {now}; choose another name=…")
     return {key: both for key, both in sorted(different.items()) if key not in PLACE}
 

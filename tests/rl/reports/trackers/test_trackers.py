@@ -20,6 +20,7 @@ import pytest
 
 from sandboxrl.data.errors import InputError
 from sandboxrl.rl.learner.checkpoint import Checkpoints
+from sandboxrl.rl.reports.progress import opened
 from sandboxrl.rl.reports.run_folder import Log, read_jsonl
 from sandboxrl.rl.reports.trackers import Completion, Following, follow
 from sandboxrl.rl.trainer import train
@@ -48,7 +49,7 @@ def train_under(
     """A run of six steps by counting workers; returns its measured rows, its summary and its log."""
     recipe = recipe_in(folder)
     out = StringIO()
-    log = Log(recipe, 0, token_text=str, out=out)
+    log = Log(recipe, 0, token_text=str, progress=opened("lines", out))
     if kind:
         log.trackers = follow({kind: settings(kind, recipe.run_dir, mode)}, recipe.run_dir, start_s, patience_s)
 
