@@ -1,6 +1,7 @@
 """The architecture, as assertions about imports. When one fails, move the code rather than add an exception."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -119,3 +120,22 @@ def test_the_driver_of_a_run_computes_nothing() -> None:
     code = "import sys, sandboxrl.rl.run; print(*[name for name in ('torch', 'vllm') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert not done.stdout.split(), f"sandboxrl.rl.run loads {done.stdout.strip()}"
+
+
+def test_the_walk_from_a_recipe_to_new_weights_is_short_and_true() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    walk = re.findall(r"^\| \d+ \| \**`([^`]+)`\** \|", page, re.MULTILINE)
+    assert 15 <= len(walk) <= 20
+    assert [name for name in walk if not (ROOT / name).is_file()] == []
+    assert len((ROOT / "AGENTS.md").read_text().splitlines()) < 80
+
+
+def test_agents_names_every_room() -> None:
+    said = (ROOT / "AGENTS.md").read_text()
+    rooms = {file.parent.name for file in TREES if file.name == "__init__.py"}
+    assert {room for room in rooms if f"`{room}/`" not in said} == set()
+
+
+@pytest.mark.parametrize("file", [file for file in TREES if file.name == "__init__.py"], ids=str)
+def test_every_room_says_what_it_is(file: Path) -> None:
+    assert (ast.get_docstring(TREES[file]) or "").endswith(".")
