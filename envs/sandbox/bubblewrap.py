@@ -20,18 +20,28 @@ import secrets
 import shutil
 import signal
 import socket
+import stat
 import struct
 import subprocess
 from contextlib import ExitStack
 from pathlib import Path
 
 from sandboxrl.envs.sandbox import network, program, seccomp
-from sandboxrl.envs.sandbox.bubblewrap_root import DESCRIPTOR, HOME, Placed, placed, root_seen
+from sandboxrl.envs.sandbox.bubblewrap_root import DESCRIPTOR, HOME, Placed, has_own, placed, root_seen
 from sandboxrl.envs.sandbox.cgroups import Cgroups
 from sandboxrl.envs.sandbox.inside.frames import pack_header
-from sandboxrl.envs.sandbox.inside.nursery import FILTER_PATH, INSIDE_UID
+from sandboxrl.envs.sandbox.inside.nursery import FILTER_PATH, INSIDE_UID, STRICT_FILTER_PATH
 from sandboxrl.envs.sandbox.links import Bridge
-from sandboxrl.envs.sandbox.protocol import WORKDIR, BackendUnavailable, Sandbox, SandboxConfig, SandboxDied, TmpfsSizes
+from sandboxrl.envs.sandbox.protocol import (
+    SHARED,
+    UNCOUNTED,
+    WORKDIR,
+    BackendUnavailable,
+    Sandbox,
+    SandboxConfig,
+    SandboxDied,
+    TmpfsSizes,
+)
 from sandboxrl.envs.sandbox.wire import HELLO_S, Box, Symptoms, executor_limits, new_id
 
 FIRST_UID, NUM_UIDS = 0x70000000, 1 << 24
@@ -47,7 +57,8 @@ OLDEST_VERSION = (0, 5)
 ARGUMENTS = ("--unshare-pid", "--as-pid-1", "--die-with-parent", "--new-session", "--cap-drop", "ALL", "--clearenv")
 PROGRAM = "/run/nursery"
 """Where the nursery finds itself. A sandbox has a /run of its own over it."""
-START = ["/usr/bin/python3", "-OO", *program.words(PROGRAM, "nursery")]
+INTERPRETERS = ("/usr/bin/python3", "/usr/local/bin/python3")
+START = ["-OO", *program.words(PROGRAM, "nursery")]
 
 
 class Bubblewrap:
@@ -63,7 +74,7 @@ class Bubblewrap:
         self._bridge = Bridge.open() if config.network == "egress" else None
         self._cgroups = Cgroups.find(config.limits)
         arguments, files = root_seen(config)
-        self._arguments, self._files = [*ARGUMENTS, *arguments], [*files, *_own_files()]
+        self._arguments, self._files = [*ARGUMENTS, *arguments], [*files, *_own_files(counted=bool(self._cgroups))]
         self._settings = _settings(config, watch_memory=not self._cgroups)
         self._nursery: _Nursery | None = None
         self._closed = False
@@ -142,12 +153,15 @@ class Bubblewrap:
     def describe_limits(self) -> dict[str, str]:
         """How each limit is held on this machine; what is not held is said."""
         needs = "needs control groups (root, or a delegated group of version 2)"
-        grouped, watched = "control group", f"programs are watched and the largest is killed; exactly: {needs}"
+        grouped, watched = (
+            "control group",
+            f"programs are watched and the largest is killed; {UNCOUNTED}; exactly: {needs}",
+        )
         return {
             "memory_bytes": grouped if self._cgroups else watched,
             "cpus": grouped if self._cgroups else f"NOT HELD: {needs}",
             "processes": f"{grouped} and RLIMIT_NPROC" if self._cgroups else "RLIMIT_NPROC of its own user namespace",
-            "disk_bytes": "size-limited memory filesystems; everything else is read-only",
+            "disk_bytes": f"size-limited memory filesystems; everything else is read-only; {SHARED}",
             "open_files": "RLIMIT_NOFILE of each process",
             "file_bytes": "RLIMIT_FSIZE of each process",
             "output_bytes": "head and tail kept by the executor",
@@ -313,7 +327,7 @@ def _launch(bwrap: list[str], files: list[Placed], control: int, errors: int) ->
             passed.append(descriptor)
             words += [str(descriptor) if word == DESCRIPTOR else word for word in options]
         return subprocess.Popen(
-            [*words, "--remount-ro", "/", "--", *START, str(control)],
+            [*words, "--remount-ro", "/", "--", _interpreter(), *START, str(control)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=errors,
@@ -322,6 +336,14 @@ def _launch(bwrap: list[str], files: list[Placed], control: int, errors: int) ->
             cwd="/",
             process_group=0,  # a Ctrl-C at the terminal is the driver's: it closes its sandboxes in order
         )
+
+
+def _interpreter() -> str:
+    """Of the host, where sandboxes see it too."""
+    for path in INTERPRETERS:
+        if os.access(path, os.X_OK):
+            return path
+    raise BackendUnavailable(f"none of {', '.join(INTERPRETERS)} is there; install it with: apt-get install python3")
 
 
 def _may_mount() -> bool:
@@ -333,30 +355,32 @@ def _new_uid() -> int:
     return FIRST_UID + secrets.randbelow(NUM_UIDS)
 
 
-def _own_files() -> list[Placed]:
+def _own_files(counted: bool) -> list[Placed]:
     """The nursery's program and what it reads."""
     try:
-        filtering = seccomp.bpf()
+        filtering, strict = (seccomp.bpf(counted=counted, system_v=allowed) for allowed in (True, False))
     except KeyError as error:
         raise BackendUnavailable(f"no system call filter for machine {error}; use sandbox.backend=docker") from error
     files = [placed(f"{PROGRAM}/{name}", text) for name, text in program.FILES.items()]
-    return [*files, placed(FILTER_PATH, filtering)]
+    return [*files, placed(FILTER_PATH, filtering), placed(STRICT_FILTER_PATH, strict)]
 
 
 def _settings(config: SandboxConfig, watch_memory: bool) -> bytes:
     """What the nursery reads first; see `envs/sandbox/inside/nursery.py`."""
     sizes = TmpfsSizes.within(config.limits)
     folders = {
-        "/dev/shm": f"mode=1777,size={sizes.shm}",
-        "/tmp": f"mode=1777,size={sizes.tmp}",
-        HOME: f"mode=755,size={sizes.home}",
-        "/run": f"mode=755,size={1 << 20}",
-        WORKDIR: f"mode=755,size={sizes.testbed}",
+        "/dev/shm": sizes.options(sizes.shm, "1777"),
+        "/tmp": sizes.options(sizes.tmp, "1777"),
+        HOME: sizes.options(sizes.home, "755"),
+        "/run": sizes.options(1 << 20, "755"),
+        WORKDIR: sizes.options(sizes.testbed, "755"),
     }
-    if config.rootfs and (Path(config.rootfs) / "var/tmp").is_dir():
-        folders["/var/tmp"] = f"mode=1777,size={1 << 20}"
+    if config.rootfs and has_own(Path(config.rootfs), "var/tmp", stat.S_ISDIR):
+        folders["/var/tmp"] = sizes.options(1 << 20, "1777")
     fields = {"hostname": "" if config.network == "full" else "sandbox"}
+    fields |= {"root": config.rootfs and "1", "names": "" if config.network == "none" else "1"}
     fields |= {f"folder.{folder}": options for folder, options in folders.items()}
+    fields |= {f"kernel.{name}": value for name, value in sizes.system_v().items()}
     fields |= {f"limit.{name}": str(limit) for name, limit in executor_limits(config.limits, watch_memory).items()}
     return pack_header({name.encode(): value.encode() for name, value in fields.items()})
 

@@ -1,14 +1,18 @@
 """What a bubblewrap sandbox sees: its environment and its root, as options of `bwrap` and the files that it makes.
 
-The host's system folders by allow-list, or a root filesystem folder; all of it read-only.
+The host's system folders by allow-list, read-only. A root filesystem folder is a stranger's: bwrap and the nursery, who
+are root where the user is, put it aside as a whole and look at nothing in it. Each sandbox enters it by itself
+(`envs/sandbox/inside/root.py`), as an ordinary user in namespaces of its own.
 """
 
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 from sandboxrl.envs.sandbox import network
 from sandboxrl.envs.sandbox.inside.nursery import INSIDE_UID
+from sandboxrl.envs.sandbox.inside.root import GIVEN_ROOT, NAMES, NEW_ROOT
 from sandboxrl.envs.sandbox.protocol import WORKDIR, BackendUnavailable, SandboxConfig
 
 HOME = "/home/user"
@@ -21,8 +25,6 @@ ETC = """
 """Below /etc: configuration that programs need and that says nothing about the host's people, services or secrets."""
 COPIED_BYTES = 16 << 10
 """Files up to this size are copied rather than mounted: each sandbox carries a copy of each mount."""
-OWN_FOLDERS = ("/proc", "/sys", "/dev", "/tmp", "/run", "/home", WORKDIR)
-"""Made fresh for each sandbox, never taken from a root filesystem."""
 
 SYNTHETIC_FILES = {
     "/etc/passwd": "root:x:0:0:root:/root:/bin/bash\n"
@@ -47,58 +49,91 @@ def root_seen(config: SandboxConfig) -> tuple[list[str], list[Placed]]:
     for name, value in config.env.items():
         arguments += ["--setenv", name, value]
     files: list[Placed] = []
+    arguments += ["--dir", "/etc", "--dir", "/var", "--symlink", "../tmp", "/var/tmp"]
+    for folder in sorted({f"/etc/{Path(name).parent}" for name in ETC if "/" in name} | {"/run", "/run/nursery"}):
+        arguments += ["--dir", folder]  # those that bwrap makes unasked are closed to other users
+    for path in (*SYSTEM_FOLDERS, *(f"/etc/{name}" for name in ETC)):
+        _show(path, arguments, files)
+    files += [placed(path, text.encode()) for path, text in SYNTHETIC_FILES.items()]
     if config.rootfs:
-        root = Path(config.rootfs).absolute()
-        for folder in (*reversed(root.parents), root):
-            if folder.is_dir() and not _open_to_sandboxes(folder):
-                raise BackendUnavailable(
-                    f"sandbox.rootfs={config.rootfs}: sandboxes run as an ordinary user, to whom {folder} is closed; "
-                    f"open it with: chmod o+x {folder}"
-                )
-        if not (root / "usr/bin/python3").exists() or not (root / "bin/bash").exists():
-            raise BackendUnavailable(f"sandbox.rootfs={config.rootfs}: needs /usr/bin/python3 and /bin/bash inside")
-        arguments += _show_root(root)
-    else:
-        arguments += ["--dir", "/etc", "--dir", "/var", "--symlink", "../tmp", "/var/tmp"]
-        for path in (*SYSTEM_FOLDERS, *(f"/etc/{name}" for name in ETC)):
-            _show(path, arguments, files)
-        files += [placed(path, text.encode()) for path, text in SYNTHETIC_FILES.items()]
-    if config.network != "none" and config.rootfs and not (Path(config.rootfs) / "etc/resolv.conf").exists():
-        raise BackendUnavailable(
-            f"sandbox.rootfs={config.rootfs}: names could not be resolved; make the place for that: "
-            f"touch {config.rootfs}/etc/resolv.conf"
-        )
-    if config.network == "full":
-        arguments += ["--ro-bind-try", "/etc/resolv.conf", "/etc/resolv.conf"]
-    elif config.network == "egress":
-        names = "".join(f"nameserver {address}\n" for address in network.resolvers())
-        files.append((names.encode(), ("--perms", "0444", "--ro-bind-data", DESCRIPTOR, "/etc/resolv.conf")))
+        _check_root(config)
+        arguments += ["--dir", NEW_ROOT, "--ro-bind", str(Path(config.rootfs).absolute()), GIVEN_ROOT]
+        if config.network != "none":
+            files.append(placed(NAMES, _name_servers(config.network)))
+    if config.network != "none":
+        files.append(placed("/etc/resolv.conf", _name_servers(config.network)))
     arguments += ["--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev"]
     for own in ("/tmp", HOME, "/run", WORKDIR):
         arguments += ["--dir", own]
     return arguments, files
 
 
-def _open_to_sandboxes(folder: Path) -> bool:
-    """Whether what lies in it can be reached: by anybody where root gives each sandbox a uid, else by this user."""
-    return bool(folder.stat().st_mode & stat.S_IXOTH) if os.geteuid() == 0 else os.access(folder, os.X_OK)
+def _name_servers(net: str) -> bytes:
+    if net == "egress":
+        return "".join(f"nameserver {address}\n" for address in network.resolvers()).encode()
+    try:
+        return Path("/etc/resolv.conf").read_bytes()
+    except FileNotFoundError:  # then names resolve nowhere on this machine
+        return b""
 
 
-def _show_root(root: Path) -> list[str]:
-    """Options that make a root filesystem folder visible, read-only, entry by entry: what is mounted over it need not
-    exist in it."""
-    if any((root / WORKDIR[1:]).glob("*")):
+def _check_root(config: SandboxConfig) -> None:
+    """Raises BackendUnavailable for a folder that cannot be a root. No link in it is followed."""
+    root = Path(config.rootfs).absolute()
+    for folder in (*reversed(root.parents), root):
+        if folder.is_dir() and not _open_to_sandboxes(folder):
+            raise BackendUnavailable(
+                f"sandbox.rootfs={config.rootfs}: sandboxes run as an ordinary user, to whom {folder} is closed; "
+                f"open it with: chmod o+x {folder}"
+            )
+    if not _inside(root, "bin/bash"):
+        raise BackendUnavailable(f"sandbox.rootfs={config.rootfs}: needs /bin/bash inside")
+    hidden = root / WORKDIR[1:]
+    if hidden.is_dir() and not hidden.is_symlink() and any(hidden.iterdir()):
         raise BackendUnavailable(
             f"sandbox.rootfs={root}: files in its {WORKDIR} would be hidden; use sandbox.backend=docker"
         )
-    arguments = []
-    for entry in sorted(root.iterdir()):
-        inside = f"/{entry.name}"
-        if entry.is_symlink():
-            arguments += ["--symlink", os.readlink(entry), inside]
-        elif inside not in OWN_FOLDERS:
-            arguments += ["--ro-bind", str(entry), inside]
-    return arguments
+    if config.network != "none" and not has_own(root, "etc/resolv.conf", stat.S_ISREG):
+        raise BackendUnavailable(
+            f"sandbox.rootfs={config.rootfs}: names could not be resolved; make the place for that: "
+            f"rm -f {config.rootfs}/etc/resolv.conf; touch {config.rootfs}/etc/resolv.conf"
+        )
+
+
+def has_own(root: Path, path: str, kind: Callable[[int], bool]) -> bool:
+    """Whether `path` below `root` is of that kind, and no part of it a link."""
+    try:
+        modes = [(root / part).lstat().st_mode for part in (*reversed(Path(path).parents), Path(path))]
+    except OSError:
+        return False
+    return kind(modes[-1]) and not any(stat.S_ISLNK(mode) for mode in modes)
+
+
+def _inside(root: Path, path: str) -> bool:
+    """Whether `path` leads to something in a root: its links lead where they will inside."""
+    here, todo = Path(), [*reversed(Path(path).parts)]
+    for _ in range(100):
+        if not todo:
+            return True
+        part = todo.pop()
+        if part in ("/", ".."):
+            here = Path() if part == "/" else here.parent
+            continue
+        here /= part
+        try:
+            if (root / here).is_symlink():
+                todo += reversed(Path(os.readlink(root / here)).parts)
+                here = here.parent
+            elif not (root / here).exists():
+                return False
+        except OSError:
+            return False
+    return False
+
+
+def _open_to_sandboxes(folder: Path) -> bool:
+    """Whether what lies in it can be reached: by anybody where root gives each sandbox a uid, else by this user."""
+    return bool(folder.stat().st_mode & stat.S_IXOTH) if os.geteuid() == 0 else os.access(folder, os.X_OK)
 
 
 def _show(path: str, arguments: list[str], files: list[Placed]) -> None:

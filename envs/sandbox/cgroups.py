@@ -20,6 +20,8 @@ TOP, MEMBERS = "sandboxrl", "sandboxrl-members"
 the machine. The processes of a group that systemd delegated (`systemd-run --user --scope -p Delegate=yes`) move into
 MEMBERS below it."""
 PERIOD_US = 100_000
+SOCKET_BYTES = 64 << 20
+"""Of a sandbox's TCP buffers where they are not counted as its memory."""
 PREFIX = "sandboxrl."
 
 
@@ -43,6 +45,7 @@ class Cgroups:
                 "memory": [
                     ("memory.limit_in_bytes", str(limits.memory_bytes)),
                     ("memory.memsw.limit_in_bytes", str(limits.memory_bytes)),
+                    ("memory.kmem.tcp.limit_in_bytes", str(SOCKET_BYTES)),  # version 2 counts them with the rest
                 ],
                 "pids": [("pids.max", str(processes))],
                 "cpu": [("cpu.cfs_period_us", str(PERIOD_US)), ("cpu.cfs_quota_us", str(quota))],

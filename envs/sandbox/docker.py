@@ -22,8 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from sandboxrl.envs.sandbox import network, program, seccomp
+from sandboxrl.envs.sandbox.cgroups import SOCKET_BYTES
 from sandboxrl.envs.sandbox.owner import owner_is_dead, owner_of
 from sandboxrl.envs.sandbox.protocol import (
+    SHARED,
+    UNCOUNTED,
     WORKDIR,
     BackendUnavailable,
     Sandbox,
@@ -40,6 +43,7 @@ WORKDIR_LABEL = "sandboxrl.workdir"
 """An image labelled `sandboxrl.workdir=tmpfs` keeps nothing in /testbed, so /testbed is a size-limited memory
 filesystem. Of other images (a task's repository lies in /testbed) it is a part of the container's own layer."""
 INSIDE = "/run/sandboxrl"
+FILTER = "seccomp.bpf"
 CAPABILITIES = ["CHOWN", "DAC_OVERRIDE", "FOWNER", "SETGID", "SETUID"]
 """What apt-get install and pip install as root need, and no more."""
 PODMAN = "Podman Engine"
@@ -83,7 +87,10 @@ class Docker:
         self._grouped = all(info.get(flag, True) for flag in CONTROLLERS)
         self._refuse(info.get("Runtimes") or {})
         self._cpus = int(info["NCPU"])
+        self._groups_shown = str(info.get("CgroupVersion", "1")) == "1"
         self._quota = ["Backing Filesystem", "xfs"] in (info.get("DriverStatus") or [])
+        self._filter = seccomp.bpf(counted=self._grouped)
+        self._etc = _etc_files(config.network)
         self._boxes: dict[str, Box] = {}
         self._watching: asyncio.Task[None] | None = None
 
@@ -119,7 +126,7 @@ class Docker:
             listener.bind(f"{folder}/socket")
             os.chmod(f"{folder}/socket", 0o666)
             listener.listen(1)
-            for name, text in program.FILES.items():
+            for name, text in (program.FILES | self._etc | {FILTER: self._filter}).items():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 (folder / name).write_bytes(text)
             if self._podman:
@@ -158,10 +165,10 @@ class Docker:
         return {
             "memory_bytes": grouped
             if self._grouped
-            else f"programs are watched and the largest is killed; exactly: {needs}",
+            else f"programs are watched and the largest is killed; {UNCOUNTED}; exactly: {needs}",
             "cpus": grouped if self._grouped else f"NOT HELD: {needs}",
             "processes": grouped if self._grouped else "RLIMIT_NPROC of its user",
-            "disk_bytes": f"size-limited memory filesystems; {layer}",
+            "disk_bytes": f"size-limited memory filesystems; {layer}; {SHARED}",
             "open_files": "RLIMIT_NOFILE of each process",
             "file_bytes": "RLIMIT_FSIZE of each process",
             "output_bytes": "head and tail kept by the executor",
@@ -273,19 +280,21 @@ class Docker:
     async def _specification(self, image: str, folder: str, identity: str) -> dict[str, Any]:
         limits, tmpfs = self._config.limits, self._tmpfs
         mounts = {
-            "/tmp": f"size={tmpfs.tmp},exec,mode=1777",
-            "/dev/shm": f"size={tmpfs.shm},exec,mode=1777",
+            "/tmp": f"exec,{tmpfs.options(tmpfs.tmp, '1777')}",
+            "/dev/shm": f"exec,{tmpfs.options(tmpfs.shm, '1777')}",
         }
+        if self._groups_shown:  # version 1 shows them on a memory filesystem of any size that root may write to
+            mounts["/sys/fs/cgroup"] = "ro,size=4096"
         labels = (await self.inspect(image))["Config"].get("Labels") or {}
         if labels.get(WORKDIR_LABEL) == "tmpfs":
-            mounts[WORKDIR] = f"size={tmpfs.testbed},exec,mode=755"
+            mounts[WORKDIR] = f"exec,{tmpfs.options(tmpfs.testbed, '755')}"
         bounds = executor_limits(limits, watch_memory=not self._grouped)
         profile = f"{folder}/seccomp.json" if self._podman else self._profile
         settings = [f"{name}={bound}" for name, bound in bounds.items()]
         return {
             "Image": image,
             "Entrypoint": [],
-            "Cmd": ["python3", *program.words(INSIDE, "serve"), f"{INSIDE}/socket", *settings],
+            "Cmd": ["python3", *program.words(INSIDE, "serve"), f"{INSIDE}/socket", f"{INSIDE}/{FILTER}", *settings],
             "WorkingDir": "/",
             **({} if self._config.network == "full" else {"Hostname": "sandbox"}),
             "User": "0:0",
@@ -294,17 +303,19 @@ class Docker:
             "NetworkDisabled": self._config.network == "none",
             "HostConfig": {
                 "AutoRemove": True,
-                "Binds": [f"{folder}:{INSIDE}:ro"],
+                "Binds": [f"{folder}:{INSIDE}:ro", *(f"{folder}/{name}:/etc/{name}:ro" for name in self._etc)],
                 "CapAdd": CAPABILITIES,
                 "CapDrop": ["ALL"],
                 "Init": False,
                 "LogConfig": {"Type": "none"},
+                "KernelMemoryTCP": SOCKET_BYTES if self._groups_shown else 0,
                 "Memory": limits.memory_bytes,
                 "MemorySwap": limits.memory_bytes,
                 "NanoCpus": int(min(limits.cpus, self._cpus) * 1e9),
                 "NetworkMode": {"none": "none", "full": "host", "egress": network.NETWORK}[self._config.network],
                 "Dns": network.resolvers() if self._config.network == "egress" else [],
-                "Sysctls": {"net.ipv6.conf.all.disable_ipv6": "1"} if self._config.network == "egress" else {},
+                "Sysctls": {f"kernel.{name}": value for name, value in tmpfs.system_v().items()}
+                | ({"net.ipv6.conf.all.disable_ipv6": "1"} if self._config.network == "egress" else {}),
                 "PidsLimit": limits.processes,
                 "Runtime": self._config.runtime or None,
                 "SecurityOpt": ["no-new-privileges", f"seccomp={profile}"],
@@ -415,6 +426,16 @@ class Docker:
         except (OSError, TimeoutError) as error:
             raise SandboxDied(f"Docker daemon: {method} {path}: {error!r}") from error
         return _decode(answer)
+
+
+def _etc_files(net: str) -> dict[str, bytes]:
+    """Files that Docker would make and mount: writable, on the host's disk, where no limit counts them. Those of the
+    host's own network stay its own."""
+    if net == "full":
+        return {}
+    names = "".join(f"nameserver {address}\n" for address in network.resolvers()) if net == "egress" else ""
+    hosts = "127.0.0.1 localhost\n::1 localhost\n127.0.1.1 sandbox\n"
+    return {"hostname": b"sandbox\n", "hosts": hosts.encode(), "resolv.conf": names.encode()}
 
 
 def _ask(path: str, request: str) -> Any:

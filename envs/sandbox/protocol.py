@@ -65,13 +65,22 @@ class Limits:
     """Kept of each of stdout and stderr (head and tail); the true totals are always reported."""
 
 
+PAGE_BYTES = 4096
+BYTES_OF_AN_INODE, MIN_INODES = 6144, 1024
+"""A memory filesystem takes as many files as if each had so many bytes."""
 RESERVED_BYTES = 256 << 20
 """Of a sandbox's memory, kept for programs: pages of its memory filesystems count against the same limit."""
 
 
+UNCOUNTED = "NOT HELD: socket buffers, pipes, and shared memory that no program maps at that moment"
+"""Said of memory where no control group counts it."""
+SHARED = "NOT HELD: locks and watches on read-only files that sandboxes share can pass signs between them"
+
+
 @dataclass(frozen=True)
 class TmpfsSizes:
-    """Bytes of a sandbox's memory filesystems; together with RESERVED_BYTES they fit its memory."""
+    """Bytes of a sandbox's memory filesystems; together with RESERVED_BYTES they fit its memory. What lies in them
+    outlives what wrote it, so PID 1 alone could be left to be killed for it: nothing like it may fill the memory."""
 
     testbed: int
     tmp: int
@@ -88,6 +97,15 @@ class TmpfsSizes:
                 f"than disk_bytes={limits.disk_bytes}: a full disk would leave no memory to run anything"
             )
         return TmpfsSizes(limits.disk_bytes, min(limits.disk_bytes, spare // 2), spare // 4, spare // 4)
+
+    @staticmethod
+    def options(size: int, mode: str) -> str:
+        """Of a memory filesystem; each file or folder takes a KiB of memory more."""
+        return f"size={size},nr_inodes={max(MIN_INODES, size // BYTES_OF_AN_INODE)},mode={mode}"
+
+    def system_v(self) -> dict[str, str]:
+        """Kernel settings that bound System V objects: segments (pages together), queues, semaphores."""
+        return {"shmall": str(self.shm // PAGE_BYTES), "msgmni": "64", "sem": "250 4096 32 64"}
 
 
 @dataclass(frozen=True)

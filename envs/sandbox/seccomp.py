@@ -1,8 +1,9 @@
 """Which system calls a sandbox may make: one policy, as a BPF program for bubblewrap and as a profile for Docker.
 
 The kernel's own permission checks come first; this closes what they leave open to an ordinary process: kernel keyrings,
-io_uring, bpf, performance counters, page-fault handlers, new namespaces, mounts, the clock, module and kexec loading,
-socket families that leave the network namespace (AF_VSOCK reaches the hypervisor) or have no use here, terminal
+io_uring, asynchronous I/O (one budget for the whole machine), bpf, performance counters, page-fault handlers, new
+namespaces, mounts, the clock, module and kexec loading, socket families that leave the network namespace (AF_VSOCK
+reaches the hypervisor) or have no use here, whatever would reach PID 1, terminal
 injection, and every system call newer than this list. Foreign instruction sets (32-bit x86, x32) are refused.
 """
 
@@ -30,7 +31,23 @@ DENIED: dict[str, tuple[int | None, int | None]] = {
     "syslog": (103, 116), "umount2": (166, 39), "unshare": (272, 97), "userfaultfd": (323, 282), "vhangup": (153, 58),
     "kcmp": (312, 272), "lookup_dcookie": (212, 18), "migrate_pages": (256, 238), "move_pages": (279, 239),
     "process_madvise": (440, 440), "sysfs": (139, None), "uselib": (134, None), "ustat": (136, None),
+    "io_setup": (206, 0),
 }  # fmt: skip
+
+FIRST_PROCESS: dict[str, tuple[int, int, tuple[tuple[int, int], ...]]] = {
+    # name: (x86_64, aarch64, pairs of an argument and the value that would mean PID 1, or all processes of a user)
+    "kill": (62, 129, ((0, 1),)), "tkill": (200, 130, ((0, 1),)), "tgkill": (234, 131, ((0, 1), (1, 1))),
+    "rt_sigqueueinfo": (129, 138, ((0, 1),)), "rt_tgsigqueueinfo": (297, 240, ((0, 1), (1, 1))),
+    "pidfd_open": (434, 434, ((0, 1),)), "prlimit64": (302, 261, ((0, 1),)), "ptrace": (101, 117, ((1, 1),)),
+    "process_vm_readv": (310, 270, ((0, 1),)), "get_robust_list": (274, 100, ((0, 1),)),
+    "sched_setscheduler": (144, 119, ((0, 1),)), "sched_setparam": (142, 118, ((0, 1),)),
+    "sched_setattr": (314, 274, ((0, 1),)), "sched_setaffinity": (203, 122, ((0, 1),)),
+    "setpriority": (141, 140, ((0, 2), (1, 1))), "ioprio_set": (251, 30, ((0, 3), (1, 1))),
+}  # fmt: skip
+"""PID 1 serves the host: nothing that runs beside it may signal it, slow it down or take its limits away."""
+UNCOUNTED = {"memfd_create": (319, 279)}
+SYSTEM_V = {"shmget": (29, 194), "msgget": (68, 186), "semget": (64, 190)}
+"""Ways to memory that belongs to no program: refused where nothing else bounds it."""
 
 SOCKET_FAMILIES = (1, 2, 10, 16)  # AF_UNIX, AF_INET, AF_INET6, AF_NETLINK
 NEW_NAMESPACE = 0x7E020000  # every CLONE_NEW* flag of clone(2)
@@ -48,7 +65,7 @@ ALLOWED = """
     getegid geteuid getgid getgroups getitimer getpeername getpgid getpgrp getpid getppid getpriority getrandom
     getresgid getresuid getrlimit getrusage getsid getsockname getsockopt gettid gettimeofday getuid getxattr
     inotify_add_watch inotify_init inotify_init1 inotify_rm_watch io_cancel io_destroy io_getevents io_pgetevents
-    io_setup io_submit ioctl ioprio_get ioprio_set kill landlock_add_rule landlock_create_ruleset
+    io_submit ioctl ioprio_get ioprio_set kill landlock_add_rule landlock_create_ruleset
     landlock_restrict_self lchown lgetxattr link linkat listen listxattr llistxattr lremovexattr lseek lsetxattr
     lstat madvise map_shadow_stack mbind membarrier memfd_create mincore mkdir mkdirat mknod mknodat mlock mlock2
     mlockall mmap mprotect mq_getsetattr mq_notify mq_open mq_timedreceive mq_timedsend mq_unlink mremap msgctl
@@ -80,9 +97,13 @@ _ALLOW, _ERRNO, _KILL_PROCESS = 0x7FFF0000, 0x00050000, 0x80000000
 _ARCH_OFFSET, _NUMBER_OFFSET = 4, 0
 
 
-def bpf(machine: str = "") -> bytes:
+def bpf(machine: str = "", counted: bool = True, system_v: bool = True) -> bytes:
     """The policy as a classic BPF program (`struct sock_filter[]`) for `machine`, by default this one. Raises KeyError
-    for a machine whose system call numbers are not listed here."""
+    for a machine whose system call numbers are not listed here.
+
+    Where memory is not `counted` by a control group, there is none that no program maps; without `system_v` no System V
+    object can be made.
+    """
     column, arch = _MACHINES[machine or platform.machine()]
     program: list[bytes] = []
 
@@ -112,6 +133,17 @@ def bpf(machine: str = "") -> bytes:
         if denied is not None:
             emit(_JUMP_EQUAL, denied, 0, 1)
             refuse(errno.EPERM)
+    absent = ({} if counted else UNCOUNTED) | ({} if system_v else SYSTEM_V)
+    for absentee in absent.values():
+        emit(_JUMP_EQUAL, absentee[column], 0, 1)
+        refuse(errno.ENOSYS)
+    for *numbers_of, meant in FIRST_PROCESS.values():
+        emit(_JUMP_EQUAL, numbers_of[column], 0, 3 * len(meant) + 1)
+        for argument, value in meant:
+            emit(_LOAD, _argument(argument))
+            emit(_JUMP_EQUAL, value, 0, 1)
+            refuse(errno.EPERM)
+        emit(_RETURN, _ALLOW)
     emit(_JUMP_EQUAL, _CONDITIONAL["clone3"][column], 0, 1)
     refuse(errno.ENOSYS)  # its flags are behind a pointer; the C library falls back to clone
     emit(_JUMP_EQUAL, _CONDITIONAL["clone"][column], 0, 4)

@@ -9,11 +9,13 @@ import time
 
 from sandboxrl.envs.sandbox.inside.files import is_folder, write_at
 from sandboxrl.envs.sandbox.inside.processes import (
+    freeze,
     live_processes,
     nuke,
     proportional_bytes,
     resident_bytes,
     stat_fields,
+    thaw,
 )
 
 TYPE_CHECKING = False  # the module of that name is too large to be imported in every sandbox
@@ -26,6 +28,7 @@ INLINE_COMMAND = 100_000  # one argv string is limited to 128 KiB: longer comman
 SPAWN_TRIES = 20
 TERM_GRACE_S = 0.2
 KILL_AGAIN_S = 0.005
+FEW_KILLS = 3
 WATCH_MEMORY_S = 0.1
 PIPE_GRACE_S = 0.05
 COMMAND_FD, STATE_FD = 9, 250
@@ -40,6 +43,14 @@ DEFAULT_ENVIRONMENT = {
 }
 NOT_STATE = (b"_", b"PWD", b"OLDPWD", b"SHLVL")
 SAVE_STATE = b'trap \'{ builtin printf "%%s\\0" "$PWD"; /usr/bin/env -0; } >&%d 2>/dev/null\' EXIT; ' % STATE_FD
+
+
+def anonymous_file() -> int:
+    """Where memory is watched rather than counted there are none in memory but those on a memory file system."""
+    try:
+        return posix.memfd_create("sandbox")
+    except OSError:
+        return posix.open("/dev/shm", posix.O_TMPFILE | posix.O_RDWR | posix.O_CLOEXEC, 0o600)
 
 
 class Kept:
@@ -72,7 +83,7 @@ class Command:
     """A command in flight, or a finished one whose background children still hold its pipes."""
 
     __slots__ = (
-        "id", "pid", "started", "deadline", "timed_out", "born", "kill_at", "exit", "ended", "pipes", "kept",
+        "id", "pid", "started", "deadline", "timed_out", "born", "kill_at", "kills", "exit", "ended", "pipes", "kept",
         "answered", "state",
     )  # fmt: skip
 
@@ -84,6 +95,7 @@ class Command:
         self.timed_out = False
         self.born = (0, 0)  # start time in clock ticks and pid: the order in which processes of a namespace are made
         self.kill_at = 0.0
+        self.kills = 0
         self.exit: int | None = None
         self.ended = 0.0
         self.pipes: list[int] = []
@@ -174,12 +186,12 @@ class Commands:
                 posix.set_blocking(reader, False)
                 actions.append((posix.POSIX_SPAWN_DUP2, writer, target))
             if save:
-                command.state = posix.memfd_create("state")
+                command.state = anonymous_file()
                 actions.append((posix.POSIX_SPAWN_DUP2, command.state, STATE_FD))
                 script = SAVE_STATE + script
             arguments: list[str | bytes] = [BASH, "-c", script]
             if len(script) > INLINE_COMMAND:
-                theirs.append(posix.memfd_create("command"))
+                theirs.append(anonymous_file())
                 write_at(theirs[-1], script, 0)
                 actions.append((posix.POSIX_SPAWN_DUP2, theirs[-1], COMMAND_FD))
                 arguments = [BASH, f"/dev/fd/{COMMAND_FD}"]
@@ -294,7 +306,7 @@ class Commands:
                 command.kill_at = now + TERM_GRACE_S
                 self.signal_tree(command, _signal.SIGTERM)
             elif command.kill_at and (command.exit is not None or now >= command.kill_at):
-                left = self.signal_tree(command, _signal.SIGKILL)
+                left = self.kill_tree(command)
                 command.kill_at = now + KILL_AGAIN_S if left else 0.0
                 command.deadline = now + 3600
             if command.exit is not None and not command.kill_at:
@@ -302,18 +314,21 @@ class Commands:
                     self.finish(command)
 
     def signal_tree(self, command: Command, number: int) -> int:
-        """Signal what the command started: its group, and every process born since it except descendants of other
-        commands in flight. Neither setsid, a double fork nor `env -i` hides a process. How many were signalled."""
+        """Signal what the command started; how many processes that were. Neither setsid, a double fork nor `env -i`
+        hides one: it is every process born since the command, but for those that have an older ancestor or session
+        (workers of a server that an earlier command left running) or one of another command in flight."""
         found = live_processes()
         others = {pid for pid, other in self.in_flight.items() if other is not command and other.exit is None}
+
+        def spared(pid: int) -> bool:
+            return pid in others or (pid in found and (found[pid][2], pid) < command.born)
+
         signalled = 0
-        for pid, (_, started) in found.items():
-            if (started, pid) < command.born:
-                continue
+        for pid, (_, session, _) in found.items():
             ancestor = pid
-            while ancestor in found and ancestor not in others:
+            while ancestor in found and not spared(ancestor):
                 ancestor = found[ancestor][0]
-            if ancestor in others:
+            if spared(ancestor) or spared(session):
                 continue
             try:
                 posix.kill(pid, number)
@@ -321,6 +336,17 @@ class Commands:
             except ProcessLookupError:
                 pass
         return signalled
+
+    def kill_tree(self, command: Command) -> int:
+        """As `signal_tree`, for good. What forks faster than it can be found is stopped first."""
+        command.kills += 1
+        if command.kills <= FEW_KILLS:
+            return self.signal_tree(command, _signal.SIGKILL)
+        freeze()
+        try:
+            return self.signal_tree(command, _signal.SIGKILL)
+        finally:
+            thaw()
 
     def finish(self, command: Command) -> None:
         """Answer the host. Pipes that background children hold stay open, up to a bound."""

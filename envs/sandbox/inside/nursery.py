@@ -1,6 +1,6 @@
-"""The program from which bubblewrap's sandboxes are forked: one interpreter, started once inside the root filesystem
-that all sandboxes of a backend see, forks each of them with namespaces of its own. A sandbox's start and end take 6 ms
-of a core; with a bwrap and an interpreter for each they took 16.
+"""The program from which bubblewrap's sandboxes are forked: one interpreter, started once inside the root that all
+sandboxes of a backend see or set out from, forks each of them with namespaces of its own. A sandbox's start and end
+take 6 ms of a core; with a bwrap and an interpreter for each they took 16.
 
     python3 -I -S -OO -c "..." DESCRIPTOR      of the host's socket (SOCK_SEQPACKET)
 
@@ -11,7 +11,9 @@ on the executor speaks (`envs/sandbox/inside/serve.py`). What goes wrong is said
 ends.
 
     hostname=              empty: the host's name, and the host's network
+    root= names=           not empty: a root filesystem folder is entered, and it has a place for name servers
     folder./PATH=OPTIONS   a memory filesystem of each sandbox, with options of tmpfs; the mount point exists
+    kernel.NAME=VALUE      a setting below /proc/sys/kernel of each sandbox's own System V objects
     limit.NAME=N           of the executor (`serve`)
 
 Started by root it is root with two capabilities, so that each sandbox can become a user of its own first: what the
@@ -24,8 +26,8 @@ filesystems for all that is writable, forbids itself user namespaces, drops ever
 call filter. The nursery never reads what a sandbox sends. Its end is the end of its pid namespace, and so of all that
 it forked; the end of its socket is its own end.
 
-Any Python from 3.9 on runs it, as the root filesystem has it. It imports little: every page of it is a page that each
-fork may have to copy.
+Any Python from 3.9 on runs it; it is the host's own, and nothing of a root filesystem folder. It imports little: every
+page of it is a page that each fork may have to copy.
 """
 
 from __future__ import annotations
@@ -42,28 +44,49 @@ import sys
 
 from sandboxrl.envs.sandbox.inside.commands import WORKDIR
 from sandboxrl.envs.sandbox.inside.frames import unpack_header
+from sandboxrl.envs.sandbox.inside.kernel import (
+    CAPABILITY_VERSION,
+    CLOSE_ON_EXEC,
+    DESCRIPTOR,
+    DROP_BOUNDING,
+    INTERFACE_UP,
+    NEW_CGROUP,
+    NEW_IPC,
+    NEW_MOUNTS,
+    NEW_NETWORK,
+    NEW_PID,
+    NEW_USER,
+    NEW_UTS,
+    NO_DEVICES,
+    NO_NEW_PRIVILEGES,
+    NO_PROGRAMS,
+    NO_SUID,
+    PRIVATE,
+    READ_FLAGS,
+    RECURSIVE,
+    SECCOMP_FILTER,
+    SET_DUMPABLE,
+    SET_GROUP,
+    SET_SECCOMP,
+    SET_USER,
+    WRITE_FLAGS,
+    check,
+    libc,
+    mount,
+    write,
+)
 from sandboxrl.envs.sandbox.inside.processes import refuse_elsewhere
+from sandboxrl.envs.sandbox.inside.root import enter_root
 from sandboxrl.envs.sandbox.inside.serve import serve
 
 INSIDE_UID = 1000
 """Of every sandbox, in its own user namespace."""
 MAX_MESSAGE = 1 << 16
-FILTER_PATH = "/run/nursery/seccomp.bpf"
-"""The system call filter, a BPF program. A sandbox has a /run of its own over it."""
-
-NEW_MOUNTS, NEW_CGROUP, NEW_UTS, NEW_IPC = 0x20000, 0x2000000, 0x4000000, 0x8000000
-NEW_USER, NEW_PID, NEW_NETWORK = 0x10000000, 0x20000000, 0x40000000
-NO_SUID, NO_DEVICES, NO_PROGRAMS = 2, 4, 8
-PRIVATE, RECURSIVE = 0x40000, 0x4000
-SET_DUMPABLE, SET_SECCOMP, DROP_BOUNDING, NO_NEW_PRIVILEGES = 4, 22, 24, 38
-SECCOMP_FILTER = 2
-CAPABILITY_VERSION = 0x20080522
-CLOSE_ON_EXEC = 0x40000000  # MSG_CMSG_CLOEXEC
-SET_GROUP, SET_USER = 1 << 6, 1 << 7
-READ_FLAGS, WRITE_FLAGS, INTERFACE_UP = 0x8913, 0x8914, 1
-DESCRIPTOR = struct.Struct("i")
-
-libc = ctypes.CDLL(None, use_errno=True)
+MAX_TERMINALS = 64
+"""Of a sandbox; the machine has 4096."""
+FILTER_PATH, STRICT_FILTER_PATH = "/run/nursery/seccomp.bpf", "/run/nursery/strict.bpf"
+"""The system call filter, a BPF program, and the one for a kernel on which System V objects cannot be bounded. A
+sandbox has a /run of its own over them."""
 
 
 def main() -> None:
@@ -99,10 +122,14 @@ class Settings:
     def __init__(self, message: bytes) -> None:
         fields = unpack_header(message)
         self.hostname = fields[b"hostname"]
+        self.root, self.has_names = bool(fields[b"root"]), bool(fields[b"names"])
         self.folders = {name[7:]: options for name, options in fields.items() if name.startswith(b"folder.")}
         self.limits = {name[6:].decode(): int(limit) for name, limit in fields.items() if name.startswith(b"limit.")}
+        self.kernel = {name[7:].decode(): value for name, value in fields.items() if name.startswith(b"kernel.")}
         with open(FILTER_PATH, "rb") as file:
             self.system_call_filter = file.read()
+        with open(STRICT_FILTER_PATH, "rb") as file:
+            self.strict_filter = file.read()
 
 
 def close_all_but(kept: int) -> None:
@@ -119,17 +146,19 @@ def become_sandbox(control: _socket.socket, request: bytes, stream: int, setting
     """Two forks below the nursery: the first enters the namespaces, the second is PID 1 in them. Never returns."""
     try:
         control.close()
-        enter_namespaces(int(request), own_network=bool(settings.hostname))
+        become_user(int(request))
+        bounded = enter_bounded_ipc(settings.kernel)
+        enter_namespaces(own_network=bool(settings.hostname))
         if posix.fork() == 0:
             posix.setsid()
             report_birth(stream)
-            mount_own_filesystems(settings.folders)
+            mount_own_filesystems(settings)
             write("/proc/sys/user/max_user_namespaces", b"0")
             if settings.hostname:
                 check(libc.sethostname(settings.hostname, len(settings.hostname)), "sethostname")
                 raise_loopback()
             posix.chdir(WORKDIR)
-            drop_privileges(settings.system_call_filter)
+            drop_privileges(settings.system_call_filter if bounded else settings.strict_filter)
             serve(stream, settings.limits)
         posix._exit(0)
     except BrokenPipeError:  # the host has left
@@ -139,17 +168,37 @@ def become_sandbox(control: _socket.socket, request: bytes, stream: int, setting
         posix._exit(1)
 
 
-def enter_namespaces(uid: int, own_network: bool) -> None:
-    """Become the user `uid` and make namespaces, where that user is INSIDE_UID and holds every capability for now."""
+def become_user(uid: int) -> None:
     if uid != posix.getuid():
         posix.setresgid(uid, uid, uid)
         posix.setresuid(uid, uid, uid)
         check(libc.prctl(SET_DUMPABLE, 1, 0, 0, 0), "prctl")  # else its own /proc/self were closed to it
-    namespaces = NEW_USER | NEW_PID | NEW_MOUNTS | NEW_IPC | NEW_UTS | NEW_CGROUP
-    check(libc.unshare(namespaces | (NEW_NETWORK if own_network else 0)), "unshare")
+
+
+def enter_bounded_ipc(settings: dict[str, bytes]) -> bool:
+    """An ipc namespace in which System V objects, which outlive what made them, are few and small. The kernel lets only
+    its own uid 0 say so, hence the user namespace for that alone. False: this kernel does not (before 6.2)."""
+    enter_user_namespace(NEW_IPC, inside=0)
+    try:
+        for name, value in settings.items():
+            write(f"/proc/sys/kernel/{name}", value)
+    except PermissionError:
+        return False
+    return True
+
+
+def enter_namespaces(own_network: bool) -> None:
+    """Namespaces in which this user is INSIDE_UID and holds every capability for now."""
+    namespaces = NEW_PID | NEW_MOUNTS | NEW_UTS | NEW_CGROUP
+    enter_user_namespace(namespaces | (NEW_NETWORK if own_network else 0), INSIDE_UID)
+
+
+def enter_user_namespace(others: int, inside: int) -> None:
+    uid = posix.getuid()
+    check(libc.unshare(NEW_USER | others), "unshare")
     write("/proc/self/setgroups", b"deny")
-    write("/proc/self/uid_map", b"%d %d 1" % (INSIDE_UID, uid))
-    write("/proc/self/gid_map", b"%d %d 1" % (INSIDE_UID, uid))
+    write("/proc/self/uid_map", b"%d %d 1" % (inside, uid))
+    write("/proc/self/gid_map", b"%d %d 1" % (inside, uid))
 
 
 def report_birth(stream: int) -> None:
@@ -161,12 +210,16 @@ def report_birth(stream: int) -> None:
     posix.close(me)
 
 
-def mount_own_filesystems(folders: dict[bytes, bytes]) -> None:
+def mount_own_filesystems(settings: Settings) -> None:
     """Cover all that shows the nursery's processes and terminals, and all that can be written."""
     mount("none", "/", "", RECURSIVE | PRIVATE)
+    terminals = b"newinstance,ptmxmode=0666,mode=620,max=%d" % MAX_TERMINALS
+    mount("devpts", "/dev/pts", "devpts", NO_SUID | NO_PROGRAMS, terminals)
+    if settings.root:
+        enter_root(settings.folders, settings.has_names)
+        return
     mount("proc", "/proc", "proc", NO_SUID | NO_DEVICES | NO_PROGRAMS)
-    mount("devpts", "/dev/pts", "devpts", NO_SUID | NO_PROGRAMS, b"newinstance,ptmxmode=0666,mode=620")
-    for folder, options in folders.items():
+    for folder, options in settings.folders.items():
         mount("tmpfs", folder.decode(), "tmpfs", NO_SUID | NO_DEVICES, options)
 
 
@@ -195,25 +248,6 @@ def drop_privileges(system_call_filter: bytes) -> None:
 def keep_capabilities(kept: int) -> None:
     sets = struct.pack("6I", kept, kept, 0, 0, 0, 0)  # effective, permitted, inheritable; then those above 31
     check(libc.capset(struct.pack("Ii", CAPABILITY_VERSION, 0), sets), "capset")
-
-
-def mount(source: str, target: str, kind: str, flags: int, options: bytes = b"") -> None:
-    check(libc.mount(source.encode(), target.encode(), kind.encode(), flags, options), f"mount {target}")
-
-
-def write(path: str, data: bytes) -> None:
-    """In one call, as the kernel's files want it."""
-    file = posix.open(path, posix.O_WRONLY | posix.O_CLOEXEC)
-    try:
-        posix.write(file, data)
-    finally:
-        posix.close(file)
-
-
-def check(result: int, what: str) -> None:
-    """Raise what the C library's call left in errno."""
-    if result:
-        raise OSError(ctypes.get_errno(), f"{what}: {posix.strerror(ctypes.get_errno())}")
 
 
 def complain(error: BaseException) -> None:

@@ -9,9 +9,12 @@ from __future__ import annotations
 import _signal
 import posix
 import resource
+import struct
 import sys
+from array import array
 
 PAGE_BYTES = resource.getpagesize()
+SET_DUMPABLE, SET_SECCOMP, SECCOMP_FILTER = 4, 22, 2
 INITIAL_PID_NAMESPACE = "pid:[4026531836]"  # the kernel's PROC_PID_INIT_INO
 
 
@@ -30,37 +33,63 @@ def refuse_elsewhere() -> None:
 
 def nuke() -> None:
     """Kill every other process of this pid namespace; atomic against fork. Never legal outside one's own namespace."""
+    _signal_all(_signal.SIGKILL)
+
+
+def freeze() -> None:
+    """Stop every other process of this pid namespace; atomic against fork, as `nuke` is."""
+    _signal_all(_signal.SIGSTOP)
+
+
+def thaw() -> None:
+    _signal_all(_signal.SIGCONT)
+
+
+def _signal_all(number: int) -> None:
     if not in_own_pid_namespace():
         raise RuntimeError("not PID 1 of an own pid namespace")
     try:
-        posix.kill(-1, _signal.SIGKILL)
+        posix.kill(-1, number)
     except ProcessLookupError:
         pass
 
 
+def install_filter(instructions: bytes) -> None:
+    """The system call filter (a BPF program) for this process and all that it starts. Raises OSError."""
+    kept = array("B", instructions)
+    program = struct.pack("HP", len(instructions) // 8, kept.buffer_info()[0])
+    if _prctl(SET_SECCOMP, SECCOMP_FILTER, program):
+        raise OSError("the system call filter could not be installed")
+
+
 def hide_from_commands() -> None:
-    """PR_SET_DUMPABLE 0: commands cannot trace PID 1 nor open its /proc/1/{mem,environ,maps,fd}."""
-    try:
-        import _ctypes
-
-        prctl = _ctypes.dlsym(_ctypes.dlopen(None, 0), "prctl")  # type: ignore[arg-type]
-        result = _ctypes.call_function(prctl, (4, 0, 0, 0, 0))
-    except (ImportError, AttributeError):
-        import ctypes
-
-        result = ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)
-    if result:
+    """Commands cannot trace PID 1 nor open its /proc/1/{mem,environ,maps,fd}."""
+    if _prctl(SET_DUMPABLE, 0):
         raise RuntimeError("PR_SET_DUMPABLE failed")
 
 
+def _prctl(option: int, value: int, argument: object = 0) -> int:
+    try:
+        import _ctypes
+
+        function = _ctypes.dlsym(_ctypes.dlopen(None, 0), "prctl")  # type: ignore[arg-type]
+        return int(_ctypes.call_function(function, (option, value, argument, 0, 0)))
+    except (ImportError, AttributeError):
+        import ctypes
+
+        return int(ctypes.CDLL(None).prctl(option, value, argument, 0, 0))
+
+
 def stat_fields(pid: int) -> list[bytes]:
-    """The fields of /proc/PID/stat after the name: [0] state, [1] parent, [19] start time in clock ticks."""
+    """The fields of /proc/PID/stat after the name: [0] state, [1] parent, [3] session, [17] threads,
+    [19] start time in clock ticks."""
     with open(f"/proc/{pid}/stat", "rb") as file:
         return file.read().rsplit(b")", 1)[1].split()
 
 
-def live_processes() -> dict[int, tuple[int, int]]:
-    """pid -> (parent, start time) of every live process but PID 1."""
+def live_processes() -> dict[int, tuple[int, int, int]]:
+    """pid -> (parent, session, start time) of every live process but PID 1. One whose first thread has ended reads as
+    a zombie and lives on in its others."""
     found = {}
     for name in posix.listdir("/proc"):
         if not name.isdigit() or name == "1":
@@ -69,17 +98,25 @@ def live_processes() -> dict[int, tuple[int, int]]:
             fields = stat_fields(int(name))
         except (OSError, IndexError):
             continue
-        if fields[0] not in b"ZX":
-            found[int(name)] = (int(fields[1]), int(fields[19]))
+        if fields[0] not in b"ZX" or int(fields[17]) > 1:
+            found[int(name)] = (int(fields[1]), int(fields[3]), int(fields[19]))
     return found
 
 
 def resident_bytes(pid: int) -> int:
+    """Of a process whose first thread has ended, its other threads know."""
     try:
-        with open(f"/proc/{pid}/statm", "rb") as file:
-            return int(file.read().split()[1]) * PAGE_BYTES
-    except (OSError, IndexError):
-        return 0
+        if size := _resident_pages(f"/proc/{pid}/statm"):
+            return size * PAGE_BYTES
+        threads = posix.listdir(f"/proc/{pid}/task")
+        return max(_resident_pages(f"/proc/{pid}/task/{thread}/statm") for thread in threads) * PAGE_BYTES
+    except (OSError, IndexError, ValueError):
+        return 0  # it has ended
+
+
+def _resident_pages(path: str) -> int:
+    with open(path, "rb") as file:
+        return int(file.read().split()[1])
 
 
 def proportional_bytes(pid: int) -> int:

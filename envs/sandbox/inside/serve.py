@@ -1,6 +1,6 @@
 """The program that is PID 1 of a sandbox: it runs commands and reads and writes files for the host over one stream.
 
-    python3 -I -S -c ... SOCKET [NAME=LIMIT]...      runs `main`, which connects to the host's unix socket SOCKET
+    python3 -I -S -c ... SOCKET FILTER [NAME=LIMIT]...     runs `main`: the host's unix socket, a filter file, bounds
 
 Bubblewrap's sandboxes are forked by `envs/sandbox/inside/nursery.py`, which calls `serve` with the stream it was given.
 
@@ -43,7 +43,7 @@ from sandboxrl.envs.sandbox.inside.commands import Command, Commands
 from sandboxrl.envs.sandbox.inside.files import read_file, write_files
 from sandboxrl.envs.sandbox.inside.folders import packed, unpack
 from sandboxrl.envs.sandbox.inside.frames import FRAME, MAX_PAYLOAD, bounds_of_frame, pack, unpack_header
-from sandboxrl.envs.sandbox.inside.processes import hide_from_commands, nuke, refuse_elsewhere
+from sandboxrl.envs.sandbox.inside.processes import hide_from_commands, install_filter, nuke, refuse_elsewhere
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -247,9 +247,13 @@ def connect(path: str) -> int:
 
 def main() -> None:
     refuse_elsewhere()
-    path, *words = sys.argv[1:]
+    path, filter_path, *words = sys.argv[1:]
     limits = {}
     for word in words:
         name, limit = word.split("=")
         limits[name] = int(limit)
-    serve(connect(path), limits)
+    with open(filter_path, "rb") as file:
+        instructions = file.read()
+    stream = connect(path)
+    install_filter(instructions)
+    serve(stream, limits)

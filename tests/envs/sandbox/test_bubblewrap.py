@@ -269,3 +269,62 @@ def test_root_of_a_container_may_be_weak(bubblewrap):
     words = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-all", "--", sys.executable, "-c", program]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60)
     assert done.stdout.split() == ["1000", "CapEff:", "0" * 16], done.stderr
+
+
+PLANTED = """#!/bin/bash
+touch /oldroot{outside} {outside}
+exit 1
+"""
+
+
+def test_a_strangers_root_filesystem_folder_has_no_power(bubblewrap, rootfs, tmp_path):
+    """Its interpreter is never run and no link of it is followed on the way in, wherever links may be."""
+    outside = tmp_path / "planted"
+    tmp_path.chmod(0o777)
+    python = rootfs / "usr/bin/python3"
+    python.unlink()
+    python.write_text(PLANTED.format(outside=outside))
+    python.chmod(0o755)
+    shutil.rmtree(rootfs / "home")
+    for name in ("tmp", "run", "home", "dev", "proc", "sys", "testbed", "oldroot"):
+        (rootfs / name).symlink_to(f"/oldroot{tmp_path}")
+    (rootfs / "escape").symlink_to("../../../../../../etc")
+    (rootfs / "odd\nname").mkdir()
+    (rootfs / "var").mkdir()
+    (rootfs / "var/tmp").symlink_to(f"/oldroot{tmp_path}")
+    os.mkfifo(rootfs / "pipe")
+    shutil.rmtree(rootfs / "etc")
+    (rootfs / "etc").symlink_to("/usr")
+
+    async def body(box):
+        result = await box.exec("echo $$; echo here > /tmp/x; echo /*")
+        assert result.stdout.startswith(b"2\n/bin /dev /escape /etc") and b" /tmp " in result.stdout, result
+        await box.write({"/testbed/a": b"1"})
+        assert await box.read("/testbed/a") == b"1"
+
+    before = {path: path.lstat().st_mtime_ns for path in tmp_path.iterdir()}
+    bubblewrap.run(body, rootfs=str(rootfs))
+    assert not outside.exists() and {path: path.lstat().st_mtime_ns for path in tmp_path.iterdir()} == before
+
+
+def test_a_root_filesystem_folder_needs_no_python(bubblewrap, rootfs):
+    (rootfs / "usr/bin/python3").unlink()
+    shutil.rmtree(next((rootfs / "usr/lib").glob("python3*")))
+
+    async def body(box):
+        await box.write({"a": b"x" * 1000})
+        assert (await box.exec(f"echo {'x' * 200_000}; echo $(< a)")).stdout_bytes == 201_002
+
+    bubblewrap.run(body, rootfs=str(rootfs))
+
+
+def test_certificates_can_be_read(bubblewrap):
+    async def body(box):
+        result = await box.exec("ls /etc/ssl/certs | wc -l; ls -ld /etc /etc/ssl")
+        assert int(result.stdout.split()[0]) == len(os.listdir("/etc/ssl/certs"))
+        count = "import ssl; print(len(ssl.create_default_context().get_ca_certs()))"
+        assert int((await box.exec(f"python3 -c '{count}'")).stdout) > 10
+
+    if len(os.listdir("/etc/ssl/certs")) < 10:
+        pytest.skip("this machine has no certificates")
+    bubblewrap.run(body)
