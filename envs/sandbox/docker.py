@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 from sandboxrl.envs.sandbox import network, program, seccomp
-from sandboxrl.envs.sandbox.cgroups import SOCKET_BYTES
 from sandboxrl.envs.sandbox.owner import owner_is_dead, owner_of
 from sandboxrl.envs.sandbox.protocol import (
     SHARED,
@@ -162,8 +161,9 @@ class Docker:
             "put the daemon's data-root on xfs mounted with pquota"
         )
         grouped, needs = "control group", "needs a daemon with control groups: started by root, or version 2"
+        sockets = "; NOT HELD: socket buffers, which version 2 counts" if self._groups_shown else ""
         return {
-            "memory_bytes": grouped
+            "memory_bytes": grouped + sockets
             if self._grouped
             else f"programs are watched and the largest is killed; {UNCOUNTED}; exactly: {needs}",
             "cpus": grouped if self._grouped else f"NOT HELD: {needs}",
@@ -308,7 +308,6 @@ class Docker:
                 "CapDrop": ["ALL"],
                 "Init": False,
                 "LogConfig": {"Type": "none"},
-                "KernelMemoryTCP": SOCKET_BYTES if self._groups_shown else 0,
                 "Memory": limits.memory_bytes,
                 "MemorySwap": limits.memory_bytes,
                 "NanoCpus": int(min(limits.cpus, self._cpus) * 1e9),
