@@ -28,6 +28,7 @@ from sandboxrl.envs.rollout import RolloutLimits
 from sandboxrl.envs.sandbox.protocol import SandboxConfig
 from sandboxrl.rl.engine.config import EngineConfig, on_cpu
 from sandboxrl.rl.grpo import LossConfig
+from sandboxrl.rl.guards import GuardsConfig
 from sandboxrl.rl.learner.config import LearnerConfig
 from sandboxrl.rl.watch import WatchConfig
 
@@ -91,7 +92,7 @@ class Recipe:
     CARRIED_OUT: ClassVar = frozenset(
         {
             "name", "out", "steps", "retries", "max_lost_groups", "max_logprob_mismatch", "save_trajectories_every",
-            "num_workers", "cluster", "evaluation", "checkpoint", "wandb", "tensorboard", "watch",
+            "num_workers", "cluster", "evaluation", "checkpoint", "wandb", "tensorboard", "guards", "watch",
         }
     )  # fmt: skip
     """Keys and whole sections of how a run is carried out: they may change when it goes on, and the log says from which
@@ -152,6 +153,7 @@ class Recipe:
     """Digests of the code of your own that the recipe names; noted by the run, not to be set."""
     tensorboard: bool = False
     """Write event files into the run folder's `tensorboard/`; look at them with `tensorboard --logdir runs`."""
+    guards: GuardsConfig = field(default_factory=GuardsConfig)
     watch: WatchConfig = field(default_factory=WatchConfig)
 
     def __post_init__(self) -> None:

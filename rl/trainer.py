@@ -26,6 +26,7 @@ from sandboxrl.data.task import Task
 from sandboxrl.envs.trajectory import Group, Tokens, Trajectory
 from sandboxrl.rl.config import Recipe
 from sandboxrl.rl.grpo import informative
+from sandboxrl.rl.guards import Guards, skipped_in_a_row
 from sandboxrl.rl.hooks import Hooks
 from sandboxrl.rl.learner.batch import Batch, build_batch
 from sandboxrl.rl.learner.checkpoint import Checkpoints
@@ -145,7 +146,7 @@ async def train(
     await learners.publish(workers, step)
     probes = asyncio.create_task(workers.probe())
     in_flight = InFlight(workers, work.tasks, recipe.group_size, log.journal)
-    stop = ""
+    guards, stop = Guards(recipe.guards, log.rows), ""
     if state:
         in_flight.load_state(state)
     try:
@@ -154,6 +155,7 @@ async def train(
                 await evaluate(recipe, work, workers, log, step)
                 if best := best_step(work.scores, recipe.checkpoint.best, checkpoints.steps()):
                     checkpoints.protect("best", best)
+                check_guards(recipe, guards, log, checkpoints)
             if stop or step >= recipe.steps:
                 return stop
             clock = log.clock()
@@ -176,6 +178,7 @@ async def train(
                 state = in_flight.state()
                 await checkpoints.save(step, state, learners)  # 5. survive
                 log.journal.saved(step, state)
+            check_guards(recipe, guards, log, checkpoints)
     finally:
         probes.cancel()
         await in_flight.cancel()
@@ -243,6 +246,18 @@ def check_agreement(recipe: Recipe, stats: Mapping[str, float], step: int) -> No
             f"step {step}: engine and learner disagree on sampled tokens: {name} is {stats[name]:.3g}, more than "
             f"{bound:g}: the engine does not sample with the learner's weights"
         )
+
+
+def check_guards(recipe: Recipe, guards: Guards, log: Log, checkpoints: Checkpoints) -> None:
+    """Say what begins to go wrong; stop the run where the recipe says so, or where it makes no more updates."""
+    limit = recipe.guards.not_finite
+    if limit and skipped_in_a_row(log.rows) >= limit:
+        raise RunFailed(f"{limit} steps in a row were skipped: loss or gradient was not finite (guards.not_finite)")
+    for alarm in guards.look(log.rows):
+        good = max((step for step in checkpoints.steps() if step <= alarm.good_until), default=0)
+        log.say(f"  warning: {alarm.message}; the last checkpoint from before it is of step {good}")
+        if recipe.guards.action == "stop":
+            raise RunFailed(f"{alarm.message}; the last checkpoint from before it is of step {good}")
 
 
 def wants_evaluation(recipe: Recipe, step: int) -> bool:

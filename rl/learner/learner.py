@@ -49,7 +49,7 @@ READ = "model"
 
 
 class NotFinite(Exception):
-    """A log-probability, loss or gradient is infinite or not a number. That step is not made. Raised on every rank."""
+    """Log-probabilities under the learner's weights are infinite or not a number. Raised on every rank."""
 
 
 class Learner:
@@ -138,7 +138,9 @@ class Learner:
         )
 
     def update(self, steps: Sequence[Sequence[Row]], probe: Row | None = None) -> dict[str, float]:
-        """This rank's rows, a sequence per optimizer step; no step at all leaves the weights alone. Raises NotFinite.
+        """This rank's rows, a sequence per optimizer step; no step at all leaves the weights alone. A step whose loss
+        or gradient is not finite is not made, and counts in steps_skipped only. Raises NotFinite where the
+        log-probabilities of `probe` are not: then the weights are lost.
 
         loss and grad_norm (before clipping) are means over the optimizer steps; clip_fraction is the share of trained
         tokens that a bound of the loss holds. mismatch/* compare the learner before its first step with the engine,
@@ -149,7 +151,8 @@ class Learner:
         self._learned = []
         totals, worst = self._compare(probe)
         starts = self._log_probabilities_at_start(steps)
-        grad_norms = []
+        grad_norms: list[float] = []
+        num_skipped = 0
         for rows, olds in zip(steps, starts, strict=True):
             first = not grad_norms
             sums, largest = torch.zeros_like(totals), torch.zeros_like(worst)
@@ -159,18 +162,23 @@ class Learner:
                 largest = largest.maximum(difference)
             dist.all_reduce(sums)
             dist.all_reduce(largest, dist.ReduceOp.MAX)
-            grad_norms.append(self._step(sums))
+            grad_norm = self._step(sums)
+            if grad_norm is None:
+                num_skipped += 1
+                continue
+            grad_norms.append(grad_norm)
             totals += sums
             worst = worst.maximum(largest)
         total = dict(zip(SUMS, totals.tolist(), strict=True))
         num_steps, compared = max(1, len(grad_norms)), max(1.0, total["compared"])
+        made = {"loss": total["loss"] / num_steps, "grad_norm": sum(grad_norms) / num_steps}
         return {
-            "loss": total["loss"] / num_steps,
-            "grad_norm": sum(grad_norms) / num_steps,
+            **(made if grad_norms or not num_skipped else {}),
             "clip_fraction": total["held"] / max(1.0, total["trained"]),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "tokens/trained": total["trained"],
             "optimizer_steps": float(len(grad_norms)),
+            "steps_skipped": float(num_skipped),
             "mismatch/logprob_max": worst.item(),
             "mismatch/logprob_mean": total["difference"] / compared,
             "mismatch/kl": total["k3"] / compared,
@@ -315,16 +323,14 @@ class Learner:
         found = torch.stack([torch.as_tensor(x, device=self.device).detach().double() for x in sums])
         return found, difference.abs().max().double() if len(difference) else found.new_zeros(())
 
-    def _step(self, sums: Tensor) -> float:
-        """Clip, check and apply the gradient. Returns its norm before clipping."""
+    def _step(self, sums: Tensor) -> float | None:
+        """Clip, check and apply the gradient. Returns its norm before clipping; None: something is not finite, on every
+        rank, and the weights are as they were."""
         total = dict(zip(SUMS, sums.tolist(), strict=True))
         grad_norm = full(self.clip()).item()
         if total["not_finite"] or not np.isfinite([total["loss"], grad_norm]).all():
             self.optimizer.zero_grad()
-            raise NotFinite(
-                f"update {self.num_updates + 1}: {total['not_finite']:.0f} of {total['trained']:.0f} log-probabilities "
-                f"are not finite, loss {total['loss']:g}, gradient norm {grad_norm:g}"
-            )
+            return None
         self.apply()
         return grad_norm
 

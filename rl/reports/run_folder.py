@@ -11,7 +11,7 @@ import json
 import math
 import statistics
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -34,6 +34,8 @@ TokenText = Callable[[int], str]
 
 PHASES = {"time/rollout_s": "learning", "time/learn_s": "new weights to the engines", "time/sync_s": "saving"}
 """What goes on in a step after the phase that is timed so."""
+GROUPS_CORRELATED, GROUPS_NEEDED = 256, 32
+"""Over how many groups, at most and at least, losses to the machine are compared with rewards."""
 
 
 class Clock:
@@ -70,6 +72,9 @@ class Log:
         self._num_ended, self._evaluating = 0, False
         self._reported, self._report_cost_s = time.monotonic(), 0.0
         self._fresh()
+        self.lost_of_task: Counter[str] = Counter()
+        self.losses: deque[tuple[int, float]] = deque(maxlen=GROUPS_CORRELATED)
+        """Of the groups consumed last: trajectories lost to the machine, mean reward."""
         self.trackers = follow(_wanted(recipe), self.dir)
         self._tell_news()
 
@@ -82,6 +87,7 @@ class Log:
         """Counters of the step that is being collected."""
         self.step_trajectories: list[Trajectory] = []
         self.step_counts: Counter[str] = Counter()
+        self.lost_by_source: Counter[str] = Counter()
 
     def clock(self) -> Clock:
         """Of the step that begins now."""
@@ -100,6 +106,8 @@ class Log:
     def consumed(self, group: Group) -> None:
         self.step_trajectories += group.trajectories
         self._num_ended = max(0, self._num_ended - len(group.trajectories))
+        if group.rewards:
+            self.losses.append((self.lost_of_task.pop(group.task.id, 0), statistics.fmean(group.rewards)))
 
     def too_old(self, group: Group) -> None:
         self.step_counts["groups_too_old"] += 1
@@ -115,6 +123,8 @@ class Log:
         """The machine lost an attempt at a trajectory. Told once a kind and step: a dead worker loses many at once."""
         self.step_counts["dropped"] += 1
         self.step_counts[trajectory.stop] += 1
+        self.lost_by_source[trajectory.source] += 1
+        self.lost_of_task[trajectory.task_id] += 1
         self.last_error = trajectory.error
         if self.step_counts[trajectory.stop] > 1:
             return
@@ -141,6 +151,8 @@ class Log:
         return {
             "step": step,
             **summarise(trajectories),
+            **by_source(trajectories, self.lost_by_source),
+            **_lost_correlation(self.losses),
             "groups/informative": batch.num_informative / len(groups),
             "groups/replaced": self.step_counts["groups_replaced"],
             "groups/too_old": self.step_counts["groups_too_old"],
@@ -346,6 +358,7 @@ def summarise(trajectories: Sequence[Trajectory]) -> dict[str, float]:
         "score/mean": statistics.fmean(t.score for t in trajectories if t.score is not None),
         **{f"stop/{reason}": stops[reason] / num for reason in StopReason if stops[reason]},
         **{f"stop/sandbox_ended/{source}": share for source, share in _ended_by_source(trajectories).items()},
+        "entropy/sampled": sampling_entropy(trajectories),
         "turns/mean": statistics.fmean(len(t.turns) for t in trajectories),
         "calls/malformed": _share(call.error != "" for t in trajectories for turn in t.turns for call in turn.calls),
         "tokens/prompt": statistics.fmean(t.num_prompt for t in trajectories),
@@ -354,6 +367,35 @@ def summarise(trajectories: Sequence[Trajectory]) -> dict[str, float]:
         "time/environment_share": sum(t.tool_s for t in trajectories) / max(sum(t.wall_s for t in trajectories), 1e-9),
         **{f"usage/{name}": rate for name, rate in usage.items()},
     }
+
+
+def by_source(trajectories: Sequence[Trajectory], lost: Mapping[str, int]) -> dict[str, float]:
+    """Of each source: its mean reward, and the share of attempts at a trajectory that the machine lost. A policy that
+    learns to break its sandbox shows in the second."""
+    found: dict[str, float] = {}
+    for source in sorted({t.source for t in trajectories} | set(lost)):
+        rewards = [t.reward for t in trajectories if t.source == source and t.reward is not None]
+        if rewards:
+            found[f"source/{source}/reward"] = statistics.fmean(rewards)
+        found[f"source/{source}/lost"] = lost.get(source, 0) / (lost.get(source, 0) + len(rewards))
+    return found
+
+
+def _lost_correlation(losses: Sequence[tuple[int, float]]) -> dict[str, float]:
+    """Of losses to the machine and mean reward, over groups; nothing where there are too few, or one never varies."""
+    try:
+        if len(losses) >= GROUPS_NEEDED:
+            return {"lost/reward_correlation": statistics.correlation(*zip(*losses, strict=True))}
+    except statistics.StatisticsError:
+        pass  # one of them is constant
+    return {}
+
+
+def sampling_entropy(trajectories: Iterable[Trajectory]) -> float:
+    """Nats a token: the mean of -log p over sampled tokens, which estimates the entropy of what they are drawn from."""
+    logprobs = [t.tokens.logprobs[t.tokens.mask == 1] for t in trajectories if t.tokens]
+    sampled = sum(len(one) for one in logprobs)
+    return -sum(float(one.sum(dtype=np.float64)) for one in logprobs) / sampled if sampled else 0.0
 
 
 def _ended_by_source(trajectories: Sequence[Trajectory]) -> dict[str, float]:
