@@ -23,7 +23,7 @@ from sandboxrl.rl.learner.checkpoint import Checkpoints
 from sandboxrl.rl.reports.progress import opened
 from sandboxrl.rl.reports.run_folder import Log, read_jsonl
 from sandboxrl.rl.reports.trackers import Completion, Following, follow
-from sandboxrl.rl.trainer import train
+from sandboxrl.rl.trainer import Work, train
 from tests.rl.reports.trackers.test_tensorboard import records
 from tests.rl.test_trainer import CountingLearners, CountingWorkers, recipe_in, stream, task
 
@@ -60,7 +60,7 @@ def train_under(
             return await super().update(batch)
 
     checkpoints = Checkpoints(recipe.run_dir, recipe.checkpoint.keep)
-    asyncio.run(train(recipe, stream(), {"set": [task(9000)]}, CountingWorkers(), Learners(), checkpoints, log))
+    asyncio.run(train(recipe, Work(stream(), {"set": [task(9000)]}), CountingWorkers(), Learners(), checkpoints, log))
     started = time.monotonic()
     summary = log.finish("finished")
     assert time.monotonic() - started < patience_s + 2
