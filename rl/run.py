@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ray
 
@@ -22,18 +22,20 @@ from sandboxrl.envs.grading.grader import Grader
 from sandboxrl.envs.policy.chat import ChatFormat, load_tokenizer
 from sandboxrl.envs.sandbox.pool import open_backend
 from sandboxrl.envs.tools.tool_set import tool_set
+from sandboxrl.rl import trainer
 from sandboxrl.rl.cluster.connect import check_reachable, connect
 from sandboxrl.rl.cluster.learners import RayLearners
 from sandboxrl.rl.cluster.workers import RayWorkers
-from sandboxrl.rl.config import Recipe
-from sandboxrl.rl.continuing import Changes
+from sandboxrl.rl.config import Recipe, save_recipe
+from sandboxrl.rl.continuing import RECIPE, SUMMARY, Changes, held, is_finished
 from sandboxrl.rl.hooks import load_hooks
 from sandboxrl.rl.learner.checkpoint import Checkpoints
+from sandboxrl.rl.own_code import with_code
 from sandboxrl.rl.reports.page import write_report
 from sandboxrl.rl.reports.progress import Progress, opened
 from sandboxrl.rl.reports.run_folder import Log
 from sandboxrl.rl.start.config import START_PREFIX, named_start
-from sandboxrl.rl.trainer import LearnerLost, RunFailed, Work, train
+from sandboxrl.rl.trainer import LearnerLost, RunFailed, Work
 from sandboxrl.rl.watch import Watch
 
 MODEL_FILE = "model_dir"
@@ -174,6 +176,21 @@ def load_chat_format(model_dir: str, recipe: Recipe) -> ChatFormat:
     return ChatFormat(tokenizer, recipe.model.call_format)
 
 
+def train(recipe: Recipe, progress: Literal["auto", "quiet", "json"] = "quiet", fresh: bool = False) -> dict[str, Any]:
+    """Train, or continue the run folder, and return its `summary.json`: what `sandboxrl train` does, for a program.
+
+    Signals are left to the caller. Raises InputError for anything that is wrong with the input; a run that failed says
+    so in the summary's `status`.
+    """
+    recipe = with_code(recipe)
+    with opened(progress) as shown, held(recipe, fresh) as changes:
+        if is_finished(recipe):
+            return read_object(recipe.run_dir / SUMMARY)
+        inputs = prepare(recipe, shown)
+        save_recipe(recipe, recipe.run_dir / RECIPE)
+        return asyncio.run(train_run(recipe, inputs, shown, changes))
+
+
 async def train_run(recipe: Recipe, inputs: Inputs, progress: Progress, changes: Changes) -> dict[str, Any]:
     """Train to the recipe's last step, from the run's last checkpoint; returns `summary.json`. `changes` are those of
     how it is carried out, for the log."""
@@ -233,7 +250,7 @@ async def _train_to_the_end(
         checkpoints = Checkpoints(recipe.run_dir, recipe.checkpoint.keep, recipe.checkpoint.keep_every)
         try:
             work = Work(inputs.train, inputs.eval_sets, hooks, log.eval_scores())
-            return await train(recipe, work, workers, learners, checkpoints, log)
+            return await trainer.train(recipe, work, workers, learners, checkpoints, log)
         except LearnerLost as error:
             num_lost += 1
             if num_lost > recipe.watch.learner_restarts:

@@ -31,6 +31,7 @@ _HOMES = {
     "rl.config": ("Recipe", "load_recipe"),
     "rl.grpo": ("LossConfig", "token_loss"),
     "rl.hooks": ("StopRun",),
+    "rl.run": ("train",),
     "rl.learner.batch": ("Batch", "build_batch"),
     "rl.learner.config": ("LearnerConfig",),
     "envs.trajectory": ("Group", "StopReason", "Tokens", "Trajectory", "read_trajectories"),
