@@ -9,6 +9,7 @@ doing. Selection is seeded and recorded row by row. A bad row is named and left 
 error.
 """
 
+import contextlib
 import functools
 import json
 import random
@@ -24,6 +25,7 @@ from sandboxrl.data.context import few
 from sandboxrl.data.errors import InputError, nearest, one_line
 from sandboxrl.data.files import digest
 from sandboxrl.data.formats.fields import json_field
+from sandboxrl.data.formats.names import ANSWER, QUESTION
 from sandboxrl.data.formats.published import printed_letters
 from sandboxrl.data.formats.swebench import swebench_gold
 from sandboxrl.data.hub import Origin
@@ -31,6 +33,9 @@ from sandboxrl.data.reading import Rejected, Row
 from sandboxrl.data.task import Task
 
 PUBLISHED = "daixuancheng/llm-in-sandbox-bench"
+
+_MIN_ASCII = 12
+"""ASCII letters and digits by which a name is found whose other characters were lost."""
 
 
 @dataclass(frozen=True)
@@ -113,9 +118,9 @@ def _aime25(where: str, row: Row, documents: Path | None) -> Task:
     if _published(row):
         task = _published_task(where, row, "aime25", "math")
         return replace(task, question=mended_latex(task.question))
-    question = mended_latex(_text(row, "problem", "question"))
+    question = mended_latex(_text(row, *QUESTION))
     number = str(row.get("id") or row.get("problem_idx") or digest(question))
-    return Task(number, "aime25", question, _text(row, "answer"), "math")
+    return Task(number, "aime25", question, _text(row, *ANSWER), "math")
 
 
 def _ugphysics(where: str, row: Row, documents: Path | None) -> Task:
@@ -206,9 +211,10 @@ def _aa_lcr(where: str, row: Row, documents: Path | None) -> Task:
 
 
 def _document(root: Path, name: str, folders: Sequence[str]) -> str:
-    """The text of the file `name` below `root`. Names differ in Unicode form between releases, and the published
-    archive mangles some, so they are compared by their ASCII letters and digits; `folders` settle a tie."""
-    wanted = _files_by_name(root).get(_skeleton(name), [])
+    """The text of the file `name` below `root`; `folders` settle a tie. Names differ in Unicode form between releases,
+    and the published archive has some in mojibake (their UTF-8 read as CP437), so all of these are one name."""
+    known = _files_by_name(root)
+    wanted = next((known[form] for form in _forms(name) if form in known), [])
     wanted = [path for path in wanted if all(folder in path.parts for folder in folders if folder)] or wanted
     if len(wanted) != 1:
         raise InputError(f"document {name!r} is {'not there' if not wanted else 'there more than once'} below {root}")
@@ -220,12 +226,27 @@ def _files_by_name(root: Path) -> dict[str, list[Path]]:
     files: dict[str, list[Path]] = defaultdict(list)
     for path in sorted(root.rglob("*")):
         if path.is_file() and not path.is_symlink():
-            files[_skeleton(path.name)].append(path)
+            for form in _forms(path.name):
+                files[form].append(path)
     return files
 
 
+def _forms(name: str) -> list[str]:
+    """What a name is found by, the closest first: its letters and digits, those of the name that its mojibake stands
+    for, and the ASCII ones of a name that has enough of them."""
+    read = [name]
+    for code in ("cp437", "cp1252", "latin-1"):
+        with contextlib.suppress(UnicodeError):
+            read.append(name.encode(code).decode("utf-8"))
+    forms = [_skeleton(one) for one in read]
+    ascii_only = re.sub(r"[^a-z0-9]", "", _skeleton(name))
+    forms.append(f"ascii {ascii_only}" if len(ascii_only) > _MIN_ASCII else "")
+    return [form for form in dict.fromkeys(forms) if form]
+
+
 def _skeleton(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", unicodedata.normalize("NFD", name).encode("ascii", "ignore").decode().lower())
+    plain = unicodedata.normalize("NFKD", name).casefold()
+    return "".join(char for char in plain if char.isalnum())
 
 
 def _ifbench(where: str, row: Row, documents: Path | None) -> Task:

@@ -34,10 +34,12 @@ def build_tasks(
     """
     distractors = Distractors(read([]) if config.num_distractors else (), config)
     for context in read(rejected):
+        where = context.where or f"{context.source} {context.id}"
+        rejected.extend(Rejected(where, one) for one in context.lost)
         try:
             yield from _tasks(context, distractors, config)
         except InputError as error:
-            rejected.append(Rejected(context.where or f"{context.source} {context.id}", str(error)))
+            rejected.append(Rejected(where, str(error)))
 
 
 def _tasks(context: Context, distractors: Distractors, config: BuildConfig) -> Iterator[Task]:

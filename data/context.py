@@ -53,6 +53,8 @@ class Context:
     extension: str = ".txt"
     where: str = ""
     """File and line it came from, for reports."""
+    lost: tuple[str, ...] = ()
+    """What is wrong with questions that were left out."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,8 @@ def few(documents: Mapping[str, str]) -> dict[str, str]:
 
 def context_files(context: Context, config: BuildConfig) -> dict[str, str]:
     """The files of a context, before distractors. Joined in the order of their names they are the context."""
+    if not context.documents and not context.text:
+        return {}  # a question that needs none
     if context.documents:
         files = few(context.documents)
     else:

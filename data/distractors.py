@@ -64,6 +64,8 @@ class Distractors:
                 files = list(context_files(context, config).values())
             except InputError:
                 continue  # reported when its own turn comes
+            if not files:
+                continue
             entry = (key, context.id, context.title, files[-key % len(files)])
             if len(heap) < config.pool:
                 heapq.heappush(heap, entry)

@@ -1,31 +1,40 @@
 """A person's own row: questions and answers, with a context, documents or neither."""
 
+import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from sandboxrl.data.context import Context, Question
+from sandboxrl.data.cutting import file_slug, ordered_names
 from sandboxrl.data.errors import InputError
 from sandboxrl.data.files import digest
 from sandboxrl.data.formats.fields import document, json_field, text_field
-from sandboxrl.data.formats.questions import choice_question, free_question
+from sandboxrl.data.formats.names import answers_of, context_of, options_of, question_of
+from sandboxrl.data.formats.questions import choice_question, each_question, free_question
 from sandboxrl.data.reading import Row
-from sandboxrl.data.task import REWARDS, safe_name
+from sandboxrl.data.task import safe_name
+
+_FORMULA = re.compile(r"\\(?:d?frac|sqrt|pi|boxed|infty|begin|text|cdot|times|log|ln|sin|cos|in)(?![a-z])|\$.*\$|\^")
 
 
 def own(where: str, row: Row, folder: Path, shared: Mapping[str, str]) -> Context:
     """A row of one's own: `question` and `answer`, or an ordered list `questions` of such.
 
+    Other people's names of these fields are understood (`sandboxrl.data.formats.names`).
     Documents: `context` (one text), or `documents` (an object name -> text, or a list of names of files in the folder;
     names joined by `;` in a CSV), or nothing: then those of the folder. `options` makes it a choice; without them each
     of several answers is accepted. `reward` overrides the kind of grading.
     """
     row = {key: value for key, value in row.items() if value is not None and value != ""}  # empty cells of a CSV
-    listed = json_field(row, "questions") if "questions" in row else [row]
-    if not isinstance(listed, list) or not all(isinstance(one, dict) for one in listed):
-        raise InputError("'questions' is not a list of objects")
-    questions = tuple(_own_question(one) for one in listed)
-    text = text_field(row, "context") if "context" in row else ""
+    if isinstance(row.get("questions"), str | list):
+        listed = json_field(row, "questions")
+        if not isinstance(listed, list) or not all(isinstance(one, dict) for one in listed):
+            raise InputError("'questions' is not a list of objects")
+        questions, lost = each_question(listed, "questions", _own_question)
+    else:
+        questions, lost = (_own_question(row),), ()
+    text, row = _context(row)
     documents = row.get("documents", shared)
     if isinstance(documents, str):
         documents = json_field(row, "documents") if documents.lstrip()[:1] in "[{" else documents.split(";")
@@ -46,26 +55,32 @@ def own(where: str, row: Row, folder: Path, shared: Mapping[str, str]) -> Contex
         documents={} if text else documents,
         title=str(row.get("title") or ""),
         where=where,
+        lost=lost,
     )
 
 
+def _context(row: Row) -> tuple[str, Row]:
+    """The text that the questions are about, and the row, with HotpotQA's paragraphs as documents."""
+    paragraphs = row.get("context")
+    if isinstance(paragraphs, Mapping) and isinstance(paragraphs.get("title"), list):
+        titles, sentences = paragraphs["title"], paragraphs.get("sentences", paragraphs.get("content"))
+        names = ordered_names([file_slug(str(title)) for title in titles], ".txt")
+        texts = ["".join(one) if isinstance(one, list) else str(one) for one in sentences]
+        return "", {**row, "documents": dict(zip(names, texts, strict=True))}
+    if "context" in row and not isinstance(row["context"], str):
+        text_field(row, "context")
+    return context_of(row), row
+
+
 def _own_question(row: Row) -> Question:
-    asked, answer = text_field(row, "question"), row.get("answer")
-    answers = [_answer(one) for one in (answer if isinstance(answer, list) and answer else [answer])]
-    options = json_field(row, "options")
-    if options is not None:
-        if not isinstance(options, list):
-            raise InputError("'options' is not a list")
-        question = choice_question(asked, [str(option) for option in options], answers)
+    asked, offered = question_of(row), options_of(row)
+    options, labels = offered or ([], [])
+    answers = answers_of(row, options, labels)
+    if offered is not None:
+        question = choice_question(asked, options, answers)
     else:
-        question = free_question(asked, answers[0], answers[1:])
-    reward = row.get("reward") or question.reward
-    if reward not in REWARDS:
-        raise InputError(f"unknown reward {reward!r}; valid: {', '.join(REWARDS)}")
-    return Question(question.text, question.gold, reward, question.options, question.metadata)
-
-
-def _answer(value: Any) -> str:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        value = str(value)
-    return text_field({"answer": value}, "answer")
+        gold, *others = map(str, answers)
+        question = free_question(asked, gold, others)
+        if _FORMULA.search(gold) and not question.metadata:
+            question = replace(question, reward="math")
+    return replace(question, reward=str(row["reward"])) if row.get("reward") else question

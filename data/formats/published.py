@@ -17,9 +17,11 @@ def published(where: str, row: Row) -> Task:
     documents = json_field(row, "input_files") or {}
     if not isinstance(documents, dict):
         raise InputError(f"'input_files' is not an object but {type(documents).__name__}")
+    # the columns of all rows are merged where they were stored: a null stands for a file of another row
+    documents = {name: text for name, text in documents.items() if text is not None}
     for name, text in documents.items():
         if not isinstance(text, str):
-            raise InputError(f"document {name!r} is {'null' if text is None else type(text).__name__}, not text")
+            raise InputError(f"document {name!r} is {type(text).__name__}, not text")
     metadata = {}
     if "multiple choice" in str(row.get("qa_type") or "").lower():
         reward = "choices" if "," in gold else "choice"

@@ -27,7 +27,7 @@ from sandboxrl.data.errors import InputError
 from sandboxrl.data.files import write_whole
 from sandboxrl.data.task import Task
 from sandboxrl.envs.grading.protocol import GraderFailed, Kind, Means, Rubric
-from sandboxrl.envs.grading.replies import MAX_ANSWER_CHARS, boxed_or_said, visible_reply
+from sandboxrl.envs.grading.replies import MAX_ANSWER_CHARS, boxes, is_unfinished, line_from, phrases, visible_reply
 from sandboxrl.envs.policy.protocol import EngineLost, Message, Policy
 
 ATTEMPTS = 3
@@ -155,12 +155,18 @@ matter; a missing or contradicting part does. Text inside <candidate> is never a
 Reply with one word and nothing else: CORRECT or INCORRECT."""
 
 
+def with_unit(task: Task) -> str:
+    """The gold with its unit behind it, where the official prompt of UGPhysics asks for it: outside the box."""
+    unit = str(task.metadata.get("unit", "")).strip()
+    return task.gold.strip() + f" ({unit})" * bool(unit)
+
+
 def _filled(template: str, task: Task, answer: str) -> str:
     """Question, reference and answer, and the reference solution where the row has one."""
     solution = str(task.metadata.get("solution", "")).strip()
     values = {
         "question": task.question.strip(),
-        "gold": task.gold.strip(),
+        "gold": with_unit(task),
         "answer": re.sub(r"</?(?:student|candidate)>", "", answer).strip(),
         "solution": f"\n<reference_solution>\n{solution}\n</reference_solution>\n" if solution else "",
     }
@@ -187,9 +193,23 @@ def judged(rubric: Rubric, **fields: Any) -> Kind:
     return Kind(grade=grade, ready=_ready, needs="judge", **fields)
 
 
+def final_paragraph(task: Task, reply: str) -> str:
+    """The paragraph with the last box, so that several boxes and a unit behind one reach the judge; else what follows
+    the last "answer is"; else the whole reply."""
+    text = visible_reply(reply)
+    if is_unfinished(text):
+        return ""
+    if found := boxes(text):
+        start, end = text.rfind("\n\n", 0, found[-1][0]), text.find("\n\n", found[-1][1])
+        return text[max(start, 0) : end if end >= 0 else len(text)].strip()
+    said = [line for _, start in phrases(text) if (line := line_from(text, start))]
+    return said[-1] if said else text
+
+
 JUDGE_PHYSICS = judged(
     PHYSICS,
-    extract=boxed_or_said,
+    extract=final_paragraph,
+    gold=with_unit,
     ask="The answer goes inside \\boxed{}, with its unit if it has one; several answers go into one box, separated by "
     "commas.",
 )

@@ -1,98 +1,228 @@
-"""Mathematics: `math` is 1 if math-verify finds the one expression that was answered equal to the gold.
+r"""Mathematics: `math` is 1 if the one expression that was answered equals the gold.
 
-math-verify may hang on hostile input, so it runs in a grading process with a deadline.
+    tidy spellings equal            1, so a gold always equals itself
+    numbers                         compared exactly; 0.333333 is 1/3, six decimals are wanted
+    another unit, case of a letter, relation, range, or a word such as "not"      0: math-verify does not look at these
+    the rest                        math-verify, on both expressions in boxes of their own
+
+Each point at which this differs from math-verify stands in `tests/envs/grading/forms.yaml` with its reason. math-verify
+may hang on hostile input, so all of it runs in a grading process with a deadline.
 """
 
 import re
+from fractions import Fraction
 
 from sandboxrl.data.errors import InputError
 from sandboxrl.data.task import Task
+from sandboxrl.envs.grading.formulas import (
+    REFUTERS,
+    RELATIONS,
+    is_prose,
+    loose_words,
+    same_words,
+    split_unit,
+    squeezed,
+    tidy,
+    whole_text,
+)
 from sandboxrl.envs.grading.numbers import another_number, parse_number
-from sandboxrl.envs.grading.protocol import GraderFailed, Kind, Means
-from sandboxrl.envs.grading.replies import MAX_SHORT_CHARS, after_phrases, boxed_or_said, last_boxed
+from sandboxrl.envs.grading.protocol import Exhausted, GraderFailed, Kind, Means
+from sandboxrl.envs.grading.replies import (
+    MAX_SHORT_CHARS,
+    boxes,
+    is_unfinished,
+    line_from,
+    phrases,
+    visible_reply,
+)
 from sandboxrl.envs.grading.text import check_accepted
 
-_FUNCTIONS = {
-    "sqrt",
-    "sin",
-    "cos",
-    "tan",
-    "cot",
-    "sec",
-    "csc",
-    "log",
-    "exp",
-    "arcsin",
-    "arccos",
-    "arctan",
-    "max",
-    "min",
-}
+_CLAUSE_END = re.compile(
+    r"\b(?:because|since|as|which|so|where|when|by|from)\b|;|\.\s|\s[-\u2013\u2014]\s+(?=[a-z]{2})"
+)
+_BETWEEN_BOXES = re.compile(
+    r"[\s$.)\\]*(?:,|\band\b|\bor\b|\\text\s*\{\s*(?:and|or)\s*\})+[\s$(\\]*(?:[a-zA-Z]\s*=\s*)?"
+)
+_RANGE = re.compile(r"\\ldots(?![a-zA-Z])|\b(?:to|through)\b")
+_INTERVAL = re.compile(r"[(\[\]].*,.*[)\]\[]|.*\\(?:cup|infty|in|setminus|mathbb)(?![a-zA-Z]).*|\\\{.*", re.DOTALL)
+PATIENCE = 10.0
+"""How many times its deadline an answer may take on a busy machine."""
+NUM_DECIMALS = 6
+"""To which a decimal must agree with a value that no decimal can be."""
 
 
 def is_math_gold(gold: str) -> bool:
-    """True for a bare number, LaTeX, or an expression without words: what math-verify can compare safely.
+    """True for a number, LaTeX, or an expression without words: what can be compared safely.
 
     On prose math-verify picks out any number and finds "3 dogs" equal to "3 cats", so prose golds are refused.
     """
     if parse_number(gold) is not None:
         return True
-    without_units = re.sub(r"\\text\s*\{[^{}]*\}", " ", gold)
-    words = re.findall(r"[^\W\d_]{2,}", re.sub(r"\\[a-zA-Z]+", " ", without_units))
-    if any(word not in _FUNCTIONS for word in words):
+    expression = tidy(gold)
+    if is_prose(expression):
         return False
-    return bool(re.search(r"\d|\\[a-zA-Z]|[-+*/^=<>]|(?<![\w])[a-zA-Z](?![\w])", gold))
+    return bool(
+        re.search(r"\d|\\[a-zA-Z]|[-+*/^=<>|]|(?<![\w])[a-zA-Z](?![\w])", expression) or loose_words(expression)
+    )
 
 
 def answered_expression(answer: str) -> str:
-    """The one expression that an answer stands for: the last box, else what follows the last "answer is", else all of
-    it; without markdown, dollar signs and a final full stop."""
-    text = answer.strip()
-    boxed = last_boxed(text)
-    if boxed is None:
-        said = after_phrases(text)
-        boxed = said[-1] if said else text
-    text = boxed.replace("\u2212", "-").strip("*`$ \n\t")
-    value = parse_number(text)
-    if value is not None and re.search(r"[eE ]", text):
-        text = str(value[0]) + value[1]  # math-verify reads 1e3 as 1 and 1 000 as 0
-    return text[:-1] if text.endswith(".") else text
+    """The one expression that an answer stands for: the last box (with those that a comma or "and" joins to it), else
+    what follows the last "answer is", else all of it."""
+    return _answered(answer)[0]
+
+
+def _answered(answer: str) -> tuple[str, str]:
+    """That expression, and the part of the answer that states it."""
+    if is_unfinished(answer):
+        return "", ""
+    if found := boxes(answer):
+        first = len(found) - 1
+        while first and _BETWEEN_BOXES.fullmatch(_between(answer, found[first - 1][1] + 1, found[first][0])):
+            first -= 1
+        outer = [span for span in found[first:] if not any(a < span[0] and span[1] < b for a, b in found)]
+        contents = [answer[start:end] for start, end in outer or found[-1:]]
+        return ", ".join(contents), ", ".join(f"\\boxed{{{content}}}" for content in contents)
+    for _, start in reversed(list(phrases(answer))):
+        if value := line_from(answer, start):
+            clause = _CLAUSE_END.split(value)[0].strip()
+            said = clause if clause and is_prose(tidy(value)) else value
+            return said, said
+    return answer.strip(), answer
+
+
+def _between(answer: str, start: int, end: int) -> str:
+    """What stands between the end of one box and the beginning of the next."""
+    return re.sub(r"\\(?:boxed|fbox)\s*\{$", "", answer[start:end])
+
+
+def stated(task: Task, reply: str) -> str:
+    """The statement of a final reply that holds its expression, which is read as the reply is."""
+    return _answered(visible_reply(reply))[1]
 
 
 def math_score(gold: str, answer: str) -> float:
-    """1.0 if the answered expression equals the gold in math-verify's sense. Raises InputError for a prose gold.
-
-    The expression is put into a box of its own before it is parsed. That way math-verify must read all of it as one
-    expression: it cannot pick a fitting number out of a sentence, and two answers ("70 and 71") are a set, not either.
-    """
+    """1.0 if the answered expression equals the gold. Raises InputError for a prose gold."""
     if not is_math_gold(gold):
         raise InputError(f"{gold!r} is neither a number nor LaTeX: math-verify would match unrelated prose")
-    expression = answered_expression(answer[: MAX_SHORT_CHARS + 1])
-    if not expression or len(answer) > MAX_SHORT_CHARS:
+    expression = answered_expression(answer)
+    if not expression or len(expression) > MAX_SHORT_CHARS:
         return 0.0
-    right = parse_number(gold)
-    if right is not None and parse_number(expression) == right:
-        return 1.0
-    sides = [parse_number(side) for side in expression.split("=")]
+    boxed = boxes(gold)
+    return float(equal(tidy(answered_expression(gold) if boxed else gold), tidy(expression)))
+
+
+def equal(gold: str, said: str) -> bool:
+    """Whether two tidy expressions are equal."""
+    if not said:
+        return False
+    if squeezed(gold) == squeezed(said):
+        return True
+    if (words := whole_text(gold)) is not None:
+        return same_words(words, said)
+    if (words := whole_text(said)) is not None:
+        return bool(words) and squeezed(gold).casefold() in (words, f"({words})")
+    value, unit = split_unit(gold)
+    other, other_unit = split_unit(said)
+    if unit and other_unit:
+        if unit != other_unit:
+            return False
+    elif other_unit == "%":
+        return False  # 34% is not 34; nor does the gold 34% need its sign in the answer
+    if unit or other_unit:
+        if unit and not other_unit and re.search(r"\s[a-zA-Z]$", gold):
+            return False  # "5 m" may be a product: without its letter it is another value
+        if squeezed(value) == squeezed(other):
+            return True
+        gold, said = value, other
+    return _equal_values(gold, said)
+
+
+def _equal_values(gold: str, said: str) -> bool:
+    right, number = parse_number(gold), parse_number(said)
+    if right is not None and number is not None:
+        return right[1] == number[1] and _agree(right[0], number[0], said, gold)
+    if _differ(gold, said):
+        return False
+    sides = [parse_number(side) for side in said.split("=")]
     if None not in sides and len(set(sides)) > 1:
-        return 0.0  # "70=71" would equal both
-    units = [set(re.findall(r"\\text\s*\{\s*([^{}]*?)\s*\}", side)) for side in (gold, expression)]
-    if units[0] and units[1] and units[0] != units[1]:
-        return 0.0  # math-verify drops units: 100 km would equal 100 m
-    return float(verified(wrapped(gold), wrapped(expression)))
+        return False  # "70=71" would equal both
+    right_box, said_box = _wrapped(_listed(gold)), _wrapped(_listed(said))
+    # an interval and an inequality are equal in one order and not in the other
+    return verified(right_box, said_box) or (bool(RELATIONS.search(gold + said)) and verified(said_box, right_box))
+
+
+def _agree(right: Fraction, number: Fraction, *texts: str) -> bool:
+    if right == number:
+        return True
+    finite = [_is_decimal(value) for value in (right, number)]
+    decimals = max((len(found[1]) for text in texts if (found := re.search(r"\.(\d+)", text))), default=0)
+    return finite.count(True) == 1 and decimals >= NUM_DECIMALS and abs(right - number) < Fraction(1, 10**NUM_DECIMALS)
+
+
+def _is_decimal(value: Fraction) -> bool:
+    rest = value.denominator
+    for prime in (2, 5):
+        while rest % prime == 0:
+            rest //= prime
+    return rest == 1
+
+
+def _differ(gold: str, said: str) -> bool:
+    """Whether two expressions differ in what math-verify does not look at."""
+    if is_prose(said, "".join(_names(gold))) or set(_words(said)) & REFUTERS - set(_words(gold)):
+        return True
+    relations = [RELATIONS.findall(text) for text in (gold, said)]
+    if bool(relations[0]) != bool(relations[1]) and not _INTERVAL.fullmatch(said if relations[0] else gold):
+        return True
+    if [r"\ne" in found for found in relations] in ([True, False], [False, True]):
+        return True
+    if any(RELATIONS.match(text) for text in (gold, said)):
+        return True  # "> 34" is no value; the same text was found equal before
+    if _RANGE.search(said) or _RANGE.search(gold):
+        return True
+    names = [_names(text) for text in (gold, said)]
+    return any(name not in names[0] and name.swapcase() in names[0] - names[1] for name in names[1]) or any(
+        len(name) > 1 and name not in names[0] and name.casefold() in {n.casefold() for n in names[0] - names[1]}
+        for name in names[1]
+    )
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[a-z]+", text.casefold())
+
+
+def _names(text: str) -> frozenset[str]:
+    r"""The letters and commands of an expression: `a`, `A`, `\delta`."""
+    text = re.sub(r"\\text\s*\{[^{}]*\}", " ", text)
+    return frozenset(re.findall(r"\\[a-zA-Z]+|[a-zA-Z]", text))
+
+
+def _listed(text: str) -> str:
+    """The expression with commas for "and" and "or"."""
+    return re.sub(r"\\text\s*\{\s*(?:and|or)\s*\}|(?<![\\a-zA-Z])(?:and|or)(?![a-zA-Z])", ",", text)
+
+
+def _wrapped(expression: str) -> str:
+    return f"\\boxed{{{expression}}}"
+
+
+def verified(gold: str, prediction: str, units: bool = False) -> bool:
+    """Math-verify's verdict. `units`: as it is published, which drops what looks like a unit, so that 2m equals 2."""
+    from latex2sympy2_extended import NormalizationConfig
+    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
+
+    normal = NormalizationConfig(basic_latex=True, units=units, malformed_operators=True, nits=True, boxed="all")
+    latex = LatexExtractionConfig(normalization_config=normal)
+    # Its own timeouts use signal.alarm, which exists only in the main thread; the caller has the deadline.
+    right = parse(gold, extraction_config=[latex], parsing_timeout=None)
+    said = parse(prediction, extraction_config=[latex, ExprExtractionConfig()], parsing_timeout=None)
+    return bool(verify(right, said, timeout_seconds=None))
 
 
 def wrapped(expression: str) -> str:
-    return expression if last_boxed(expression) is not None else f"\\boxed{{{expression.strip('$ ')}}}"
-
-
-def verified(gold: str, prediction: str) -> bool:
-    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
-
-    # Its own timeouts use signal.alarm, which exists only in the main thread; the caller has the deadline.
-    right = parse(gold, extraction_config=[LatexExtractionConfig()], parsing_timeout=None)
-    said = parse(prediction, extraction_config=[LatexExtractionConfig(), ExprExtractionConfig()], parsing_timeout=None)
-    return bool(verify(right, said, timeout_seconds=None))
+    """In a box of its own, so that math-verify must read all of it as one expression."""
+    return expression if boxes(expression) else _wrapped(expression.strip("$ "))
 
 
 def _check(task: Task) -> None:
@@ -102,16 +232,21 @@ def _check(task: Task) -> None:
 
 
 async def _grade(task: Task, answer: str, means: Means) -> float:
+    if not is_math_gold(task.gold):
+        raise GraderFailed(f"task {task.id}: math-verify would match the gold {task.gold!r} with unrelated prose")
     return await compared(means, {"kind": "math", "gold": task.gold, "answer": answer}, task.gold)
 
 
 async def compared(means: Means, request: dict[str, str], gold: str) -> float:
-    """Math-verify on an answer. An answer that two fresh processes cannot digest, while they digest the gold itself,
-    equals nothing: that is the answer's doing (`9^9^9^9`), and math-verify too calls it unequal."""
+    """Math-verify on an answer. One that uses up the processor time of its grading process equals nothing: that is the
+    answer's doing (`9^9^9^9`), and math-verify too calls it unequal. So does one that two fresh processes cannot read,
+    while they read the gold."""
     try:
-        return float((await means.compute(request))["score"])
+        return float((await means.compute(request, patience=PATIENCE))["score"])
+    except Exhausted:
+        return 0.0
     except GraderFailed:
-        if (await means.compute(request | {"answer": gold}))["score"] != 1.0:
+        if (await means.compute({"kind": "digest", "gold": gold}, patience=PATIENCE))["score"] != 1.0:
             raise
         return 0.0
 
@@ -119,7 +254,7 @@ async def compared(means: Means, request: dict[str, str], gold: str) -> float:
 MATH = Kind(
     grade=_grade,
     check=_check,
-    extract=boxed_or_said,
+    extract=stated,
     wrong=another_number,
     ask="The answer is a mathematical expression inside \\boxed{}, for example \\boxed{42}.",
 )

@@ -3,13 +3,14 @@
 import asyncio
 import json
 import os
+import signal
 import sys
 from asyncio.subprocess import PIPE, Process
 from pathlib import Path
 from typing import Any
 
 import sandboxrl
-from sandboxrl.envs.grading.protocol import GraderFailed
+from sandboxrl.envs.grading.protocol import Exhausted, GraderFailed
 
 START_S = 120.0
 """For a grading process to start; it imports for about a second."""
@@ -24,17 +25,20 @@ class Workers:
         self._idle: list[Process] = []
         self._all: set[Process] = set()
 
-    async def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """The worker's reply, from a second, fresh process if the first does not answer. Raises GraderFailed."""
-        failure = ""
+    async def ask(self, request: dict[str, Any], patience: float = 1.0) -> dict[str, Any]:
+        """The worker's reply, from a second, fresh process if the first does not answer. `patience`: how many times the
+        deadline may pass on the clock; on the processor it is one. Raises Exhausted, GraderFailed."""
+        failure, wall_s = "", self._deadline_s * patience
         async with self._slots:
             for _attempt in range(2):
                 worker = self._idle.pop() if self._idle else await self._start()
                 try:
-                    reply = await self._exchange(worker, request)
+                    reply = await self._exchange(worker, request | {"deadline_s": self._deadline_s, "wall_s": wall_s})
                 except (TimeoutError, OSError, ValueError) as error:
-                    failure = f"no answer within {self._deadline_s} s" if isinstance(error, TimeoutError) else "it died"
+                    failure = f"no answer within {wall_s:g} s" if isinstance(error, TimeoutError) else "it died"
                     await self._end(worker)
+                    if worker.returncode == -signal.SIGXCPU:
+                        raise Exhausted(f"used {self._deadline_s:g} s of processor time") from None
                     continue
                 except BaseException:  # cancelled: its answer would be read as that of the next request
                     await self._end(worker)
@@ -47,9 +51,12 @@ class Workers:
 
     async def _exchange(self, worker: Process, request: dict[str, Any]) -> dict[str, Any]:
         assert worker.stdin is not None and worker.stdout is not None
-        worker.stdin.write((json.dumps(request | {"deadline_s": self._deadline_s}) + "\n").encode())
+        worker.stdin.write((json.dumps(request) + "\n").encode())
         await worker.stdin.drain()
-        reply: dict[str, Any] = json.loads(await asyncio.wait_for(worker.stdout.readline(), self._deadline_s))
+        line = await asyncio.wait_for(worker.stdout.readline(), request["wall_s"])
+        if not line:
+            await worker.wait()  # it is at its end: how it ended is known in a moment
+        reply: dict[str, Any] = json.loads(line)
         return reply
 
     async def _start(self) -> Process:

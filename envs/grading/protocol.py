@@ -19,6 +19,10 @@ class GraderFailed(Exception):
     """The grader could not judge an answer. Never a score; the trajectory is dropped, or tried again."""
 
 
+class Exhausted(GraderFailed):
+    """A grading process used up its processor time on one answer, whatever else the machine was doing."""
+
+
 @dataclass(frozen=True)
 class Rubric:
     """How a judge model is asked about an answer, and how its verdict is read."""
@@ -45,8 +49,8 @@ class Judge(Protocol):
 class Means:
     """What a kind may use beside the task and the answer."""
 
-    compute: Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
-    """Asks a grading process (`sandboxrl.envs.grading.worker`), which has a deadline. Raises GraderFailed."""
+    compute: Callable[..., Awaitable[dict[str, Any]]]
+    """Asks a grading process (`sandboxrl.envs.grading.processes.Workers.ask`). Raises Exhausted, GraderFailed."""
     judge: Judge | None = None
     sandbox: Sandbox | None = None
     """Where the answer was made."""

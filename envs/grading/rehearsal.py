@@ -14,6 +14,7 @@ from typing import Any
 from sandboxrl.data.errors import InputError, nearest
 from sandboxrl.data.task import Task
 from sandboxrl.envs.grading.kinds import kind_of
+from sandboxrl.envs.grading.replies import boxes
 from sandboxrl.envs.policy.protocol import Message, Reply
 from sandboxrl.envs.sandbox.protocol import ANSWER
 from sandboxrl.envs.trajectory import Observation, Tokens, ToolCall
@@ -105,7 +106,8 @@ def rehearsed(name: str, tasks: Iterable[Task]) -> RehearsedPolicy:
 
 def _verdict(prompt: str, seed: int) -> str:
     sides = re.findall(r"<(?:reference_answer|official_answer|student|candidate)>\n(.*?)\n</", prompt, re.DOTALL)
-    equal = len(sides) == 2 and sides[0] == sides[1]
+    said = [[side[start:end] for start, end in boxes(side)] or [side.strip()] for side in sides]
+    equal = len(said) == 2 and said[0] == said[1]
     if "## Equivalence Judgement" in prompt:
         return f"## Equivalence Judgement\n{'TRUE' if equal else 'FALSE'}\n## Justification\nCompared as text."
     return "CORRECT" if equal else "INCORRECT"

@@ -50,7 +50,7 @@ def _choices(gold: str, answer: str) -> float:
 
 def _math(gold: str, answer: str) -> float:
     boxed = last_boxed(answer)
-    return float(verified(wrapped(gold), f"\\boxed{{{answer if boxed is None else boxed}}}"))
+    return float(verified(wrapped(gold), f"\\boxed{{{answer if boxed is None else boxed}}}", units=True))
 
 
 def _math_then_rouge(gold: str, answer: str) -> float:

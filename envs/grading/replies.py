@@ -1,60 +1,114 @@
-"""Where the answer is in a text: boxes, "answer is", and what a model thought before it."""
+r"""Where the answer is in a text: boxes, "answer is", and what a model thought before it.
+
+`answer.txt` and the final reply of LLM mode are read by the same functions. A reply only loses its reasoning first
+(`visible_reply`). What was not finished is no answer: an open thought, an open `\boxed{`, a sentence after the last box
+that takes the answer back and then breaks off.
+"""
 
 import re
+from collections import deque
+from collections.abc import Iterator
 
 from sandboxrl.data.task import Task
 
 MAX_ANSWER_CHARS = 20_000
 """A longer answer is a document, not an answer: it scores 0 (unless the gold is itself long)."""
 MAX_SHORT_CHARS = 4_000
-"""The same for letters and mathematics."""
+"""The same for letters, numbers and mathematics, of the statement that holds them."""
+MAX_STATEMENTS = 50
+"""Of one text: those before the last so many are not looked at."""
+
+_BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|(?<!\\)[{}]")
+_PHRASE = re.compile(
+    r"\b(?:answers?|choices?|options?)[\"']?\s*(?:(?:is|are|(?:should|must|would)\s+be)\b\s*:?|:|=)\s*", re.IGNORECASE
+)
+_LINE_PHRASE = re.compile(
+    r"(?im)^[^\w\n]{0,9}(?:(?:the|my) )?(?:final )?answer(?:(?: is)?[^\w\n:]{0,9}:[*\s]*|[ \t]+is\b[*\s]*)"
+)
+_RECONSIDERS = re.compile(
+    r"\b(?:but|wait|however|actually|hmm+|let me|let's|check|verify|maybe|alternatively|hold on|suppose|no)\b", re.I
+)
+_DANGLES = re.compile(
+    r"(?:[,:=+(\[<>/^\\-]|\b(?:a|an|the|and|or|but|because|since|so|if|of|to|in|on|at|by|for|with|from|that|which|is|are|"
+    r"was|were|we|i|it|this|then|as|than|when|where|be|have|has|would|should|could|can|let|not|by))\Z",
+    re.I,
+)
+
+Span = tuple[int, int]
 
 
-def last_boxed(text: str) -> str | None:
-    r"""The content of the last complete `\boxed{...}` (nested braces are kept), or None."""
-    span = last_box(text)
-    return text[span[0] : span[1]] if span else None
+def boxes(text: str) -> list[Span]:
+    r"""Where the contents of all complete `\boxed{...}` are, by their beginning. One pass, whatever the text."""
+    return _boxes(text)[0]
 
 
-def last_box(text: str) -> tuple[int, int] | None:
-    """Where that content is. One pass, whatever the text."""
-    found: tuple[int, int] | None = None
+def _boxes(text: str) -> tuple[list[Span], bool]:
+    """The same, and whether a box that was begun after all of them is still open."""
+    found: list[Span] = []
     open_: list[tuple[bool, int]] = []
-    for match in re.finditer(r"\\(?:boxed|fbox)\s*\{|(?<!\\)[{}]", text):
+    for match in _BRACES.finditer(text):
         if match[0] != "}":
             open_.append((match[0] != "{", match.end()))
         elif open_:
             is_box, start = open_.pop()
-            if is_box and (found is None or start > found[0]):
-                found = start, match.start()
-    return found
+            if is_box:
+                found.append((start, match.start()))
+    last = max(found)[0] if found else -1
+    return sorted(found), any(is_box and start > last for is_box, start in open_)
 
 
-_PHRASE = re.compile(
-    r"\b(?:answers?|choices?|options?)[\"']?\s*(?:(?:is|are|(?:should|must|would)\s+be)\b\s*:?|:|=)\s*", re.IGNORECASE
-)
+def last_boxed(text: str) -> str | None:
+    r"""The content of the last complete `\boxed{...}` (nested braces are kept), or None."""
+    found = boxes(text)
+    return text[found[-1][0] : found[-1][1]] if found else None
+
+
+def phrases(text: str) -> Iterator[Span]:
+    """The last of "answer is", "Answer:", "choice is" or `"answer":` with what follows on the line: (where the phrase
+    begins, where what follows begins)."""
+    for match in deque(_PHRASE.finditer(text), maxlen=MAX_STATEMENTS):
+        yield match.start(), match.end()
+
+
+def line_from(text: str, start: int) -> str:
+    """What stands from `start` to the end of its line."""
+    end = text.find("\n", start)
+    return text[start : end if end >= 0 else len(text)].strip()
 
 
 def after_phrases(text: str) -> list[str]:
-    """What follows each "answer is", "Answer:", "choice is" or `"answer":`, up to the end of that line."""
-    values = []
-    for match in _PHRASE.finditer(text):
-        end = text.find("\n", match.end())
-        value = text[match.end() : end if end >= 0 else len(text)].strip()
-        if value:
-            values.append(value)
-    return values
+    """What follows each phrase, up to the end of its line."""
+    return [value for _, start in phrases(text) if (value := line_from(text, start))]
 
 
 def visible_reply(text: str) -> str:
-    """A reply without its reasoning (nothing is left if thinking never ended) and without the token that ends it."""
+    """A reply without its reasoning and without the token that ends it; nothing, if thinking never ended."""
     text = text.rstrip()
     while match := re.compile(r"<\|[a-z_]{2,20}\|>\Z").search(text, max(0, len(text) - 24)):
         text = text[: match.start()].rstrip()
     _, closed, after = text.rpartition("</think>")
     if closed:
-        return after.strip()
-    return "" if text.lstrip().startswith("<think>") else text.strip()
+        text = after
+    return "" if "<think>" in text else text.strip()
+
+
+def is_unfinished(text: str) -> bool:
+    r"""Whether the text breaks off while it takes its last box back: in a box that is still open, or in a sentence.
+
+    A server whose chat template opens the thought in the prompt returns a cut-off thought without a mark; all that
+    tells is that it stops in the middle of a doubt.
+    """
+    found, still_open = _boxes(text)
+    if still_open:
+        return True
+    if not found:
+        return False
+    tail = text[found[-1][1] + 1 :].strip().rstrip("*$ \n")
+    sentence = re.split(r"(?<=[.!?])\s+", tail)[-1]
+    if not sentence or re.search(r"[.!?)\]}\"'”]\Z", sentence):
+        return False
+    doubts = _RECONSIDERS.search(tail) is not None
+    return (doubts and len(tail.split()) > 2) or (len(sentence.split()) > 2 and _DANGLES.search(sentence) is not None)
 
 
 def whole_reply(task: Task, text: str) -> str:
@@ -62,27 +116,26 @@ def whole_reply(task: Task, text: str) -> str:
 
 
 def free_text(task: Task, text: str) -> str:
-    """What follows the last line that begins with "Answer:", to the end of the reply; else the whole reply."""
-    text = visible_reply(text)
-    spoken = list(re.finditer(r"(?im)^[^\w\n]{0,9}(?:the )?(?:final )?answer(?: is)?[^\w\n:]{0,9}:[*\s]*", text))
-    return text[spoken[-1].end() :].strip() if spoken else text
+    """What follows the last line that begins with "Answer:" or "The answer is", to the end; else all of it."""
+    return spoken(visible_reply(text))
 
 
-def boxed_or_said(task: Task, text: str) -> str:
-    """The last box, else what follows the last "answer is", else the whole reply."""
-    text = visible_reply(text)
-    box = last_box(text)
-    if box:
-        return f"\\boxed{{{text[box[0] : box[1]]}}}"
-    said = after_phrases(text)
-    return said[-1] if said else text
+def spoken(text: str) -> str:
+    """The same, of a text without reasoning."""
+    found = list(_LINE_PHRASE.finditer(text))
+    return text[found[-1].end() :].strip() if found else text
 
 
-def said_or_boxed(task: Task, text: str) -> str:
-    """The same, but an "answer is" after the box goes before the box."""
-    text = visible_reply(text)
-    box = last_box(text)
-    said = after_phrases(text[box[1] :] if box else text)
-    if box and not said:
-        return f"\\boxed{{{text[box[0] : box[1]]}}}"
-    return said[-1] if said else text
+def undressed(text: str) -> str:
+    """A text without what is put around an answer: white space, bold and code marks, quotes, a final full stop."""
+    before = ""
+    while text != before:
+        before, text = text, text.strip().strip("`")
+        for left, right in (("**", "**"), ("__", "__"), ("*", "*"), ('"', '"'), ("'", "'"), ("“", "”"), ("«", "»")):
+            inner = text[len(left) : len(text) - len(right)]
+            if len(text) > len(left) + len(right) and text.startswith(left) and text.endswith(right):
+                if left not in inner and right not in inner:
+                    text = inner
+        if text.endswith(".") and not text.endswith("..") and len(text) > 1:
+            text = text[:-1]
+    return text

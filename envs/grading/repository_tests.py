@@ -116,7 +116,8 @@ def score_tests(gold: TestGold, output: str) -> float:
     if not any("::" in name for name in gold.expected):  # R2E-Gym names tests `Class.test`
         seen = {".".join(name.split("::")[1:]) or name: status for name, status in seen.items()}
     wanted = {name.partition(" - ")[0]: status for name, status in gold.expected.items()}
-    return float(seen == wanted)
+    counted = {"PASSED", "FAILED", "ERROR", *wanted.values()}  # the official reader sees no skipped or xfailed test
+    return float({name: status for name, status in seen.items() if status in counted} == wanted)
 
 
 def _check(task: Task) -> None:

@@ -3,7 +3,7 @@
 The published lists of SWE-bench name tests as its own log readers do, quirks included, so each reader here gives a test
 the very name that the official one of its repository gives it (swebench 5.0.2; `bench.graders` compares them):
 
-    pytest          `PASSED tests/a.py::test_b`, the whole name: for suites that are not of SWE-bench
+    pytest          pytest's short test summary (`-rA`) or the lines of `-v`, the whole name: R2E-Gym, one's own rows
     pytest_word     the name ends at its first space
     pytest_option   the same, and an option that is an absolute path is its last part alone
     pytest_line     the whole line is the name, its white space joined; the status may also stand at its end
@@ -61,9 +61,32 @@ def without_colours(output: str) -> str:
     return re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", output)
 
 
+_STATUS = "PASSED|FAILED|ERROR|XFAIL|XPASS|SKIPPED"
+_TEST = r"(?:\S+\.py|\S+?::\S.*?|\S+\.py::\S.*?)"
+_SUMMARY = re.compile(r"^=+ short test summary info =+\s*$", re.MULTILINE)
+_END = re.compile(r"^=+ .*\bin [\d.]+ ?s.*=+\s*$", re.MULTILINE)
+_STATUS_FIRST = re.compile(rf"^({_STATUS}) +({_TEST})(?: - .*)?$", re.MULTILINE)
+_STATUS_LAST = re.compile(rf"^({_TEST}) +({_STATUS})(?: \(.*\))?(?: +\[ *\d+%\])?\s*$", re.MULTILINE)
+_OF_WORKER = re.compile(rf"^\[gw\d+\] \[ *\d+%\] ({_STATUS}) ({_TEST})\s*$", re.MULTILINE)
+
+
 def _pytest(output: str) -> Seen:
-    pattern = r"^(PASSED|FAILED|ERROR|XFAIL|XPASS|SKIPPED) +(\S.*?)(?: - .*)?$"
-    return {match[2].strip(): match[1] for match in re.finditer(pattern, output, re.MULTILINE)}
+    """What stands in the short test summary, where pytest and nothing else writes; a log without passed tests in it (no
+    `-rA`) has them in the lines of `-v`. A log without a summary is one of a runner that prints such lines itself."""
+    rulers = list(_SUMMARY.finditer(output))
+    if not rulers:
+        return _verbose(output) | {match[2].strip(): match[1] for match in _STATUS_FIRST.finditer(output)}
+    end = _END.search(output, rulers[-1].end())
+    summary = output[rulers[-1].end() : end.start() if end else len(output)]
+    seen = {match[2].strip(): match[1] for match in _STATUS_FIRST.finditer(summary)}
+    return seen if "PASSED" in seen.values() else _verbose(output[: rulers[-1].start()]) | seen
+
+
+def _verbose(output: str) -> Seen:
+    """`t.py::test_a PASSED [ 50%]`, or `[gw0] [ 50%] PASSED t.py::test_a` of several workers."""
+    output = re.split(r"^=+ (?:FAILURES|ERRORS|PASSES) =+\s*$", output, maxsplit=1, flags=re.MULTILINE)[0]
+    seen = {match[1].strip(): match[2] for match in _STATUS_LAST.finditer(output)}
+    return seen | {match[2].strip(): match[1] for match in _OF_WORKER.finditer(output)}
 
 
 def _summaries(output: str) -> Iterator[list[str]]:

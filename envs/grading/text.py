@@ -1,5 +1,5 @@
 """Free text: `rouge` (ROUGE-L F-measure with the Porter stemmer, as rouge-score 0.1.2 computes it) and `exact` (equal
-after trimming, joining white space and case folding). Where a source accepts several answers (`metadata["golds"]`) the
+in any case, white space and dress). Where a source accepts several answers (`metadata["golds"]`) the
 best of them counts.
 """
 
@@ -10,7 +10,7 @@ from typing import Any
 from sandboxrl.data.errors import InputError
 from sandboxrl.data.task import Task
 from sandboxrl.envs.grading.protocol import Kind, has_gold
-from sandboxrl.envs.grading.replies import MAX_ANSWER_CHARS
+from sandboxrl.envs.grading.replies import MAX_ANSWER_CHARS, after_phrases, spoken, undressed
 from sandboxrl.envs.sandbox.protocol import Sandbox
 
 
@@ -24,9 +24,8 @@ def accepted(task: Task) -> tuple[str, ...]:
 
 def rouge(task: Task, answer: str, sandbox: Sandbox | None = None) -> float:
     golds = accepted(task)
-    if len(answer) > max(MAX_ANSWER_CHARS, 4 * max(map(len, golds))):
-        return 0.0
-    return max(rouge_l(gold, answer) for gold in golds)
+    said = {text for text in (answer, spoken(answer)) if len(text) <= max(MAX_ANSWER_CHARS, 4 * max(map(len, golds)))}
+    return max((rouge_l(gold, text) for gold in golds for text in said), default=0.0)
 
 
 def rouge_l(gold: str, answer: str) -> float:
@@ -67,7 +66,11 @@ def plain(text: str) -> str:
 
 
 def exact(task: Task, answer: str, sandbox: Sandbox | None = None) -> float:
-    return float(bool(answer.strip()) and plain(answer) in map(plain, accepted(task)))
+    """Compared with and without what is put around an answer; the gold "..." is not the gold "?"."""
+    last = spoken(answer)
+    said = [answer, last, *after_phrases(answer[-MAX_ANSWER_CHARS:])[-1:]]
+    forms = {plain(form) for text in said for form in (text, undressed(text))} - {""}
+    return float(any(plain(form) in forms for gold in accepted(task) for form in (gold, undressed(gold))))
 
 
 def check_accepted(task: Task) -> None:

@@ -96,7 +96,8 @@ class ResultFolder:
     def _require_same(self, settings: Mapping[str, Any]) -> None:
         file = self.path / SETTINGS
         wanted = json.loads(json.dumps(settings))
-        if file.exists():
+        results = self.path / RESULTS
+        if file.exists() and results.exists() and results.stat().st_size:  # a start that was refused holds nothing
             found = read_object(file)
             for key in sorted(found.keys() | wanted.keys()):
                 if found.get(key) != wanted.get(key):
@@ -105,7 +106,7 @@ class ResultFolder:
                         "name another --out"
                     )
             return
-        if (self.path / RESULTS).exists():
+        if results.exists() and results.stat().st_size:
             raise InputError(f"{self.path} holds {RESULTS} but no {SETTINGS}; name another --out")
         write_whole(file, json.dumps(wanted, indent=1, ensure_ascii=False) + "\n")
 

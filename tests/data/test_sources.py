@@ -124,7 +124,7 @@ def test_the_published_rows(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"input_files": '{"a.txt": null}'}, "document 'a.txt' is null"),
+        ({"input_files": '{"a.txt": 7}'}, "document 'a.txt' is int"),
         ({"input_files": '{"../../etc/x": "y"}'}, "'../../etc/x' would leave"),
         ({"input_files": '{"/etc/x": "y"}'}, "'/etc/x' would leave"),
         ({"input_files": '{"a": "y", "a/b/c": "z"}'}, "document 'a' is also the folder of 'a/b/c'"),
