@@ -8,19 +8,22 @@ type or a combination that cannot work is an InputError that names the key and t
 
 import ast
 import inspect
+import math
 import operator
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_origin
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import sandboxrl
+from sandboxrl.data import plain_yaml
 from sandboxrl.data.errors import InputError, nearest, one_line
+from sandboxrl.data.files import write_whole
 from sandboxrl.data.plugin import anchored
 from sandboxrl.envs.grading.grader import GraderConfig
 from sandboxrl.envs.policy.protocol import Sampling
@@ -31,6 +34,9 @@ from sandboxrl.rl.grpo import LossConfig
 from sandboxrl.rl.guards import GuardsConfig
 from sandboxrl.rl.learner.config import LearnerConfig
 from sandboxrl.rl.watch import WatchConfig
+
+LARGEST = 1 << 53
+"""No number of a recipe is larger: beyond it floats are not exact."""
 
 
 @dataclass(frozen=True)
@@ -178,6 +184,24 @@ class Recipe:
             value = operator.attrgetter(key)(self)
             if not value >= low:
                 raise InputError(f"{key}: must be at least {low}, not {value}")
+        trajectories = self.groups_per_step * self.group_size
+        for what, size, most in (
+            ("groups_per_step x group_size", trajectories, 1_000_000),
+            ("num_workers", self.num_workers, 100_000),
+            ("engine.max_num_seqs", self.engine.max_num_seqs, 1_000_000),
+            ("engine.max_model_len", self.engine.max_model_len, 1 << 27),
+            ("learner.world_size", self.learner.world_size, 100_000),
+            ("sandbox.warm", self.sandbox.warm, 100_000),
+        ):
+            if size > most:
+                raise InputError(f"{what}: {size:,} is more than any cluster holds (at most {most:,})")
+        if self.sandbox.warm < 0:
+            raise InputError(f"sandbox.warm: must be at least 0, not {self.sandbox.warm}")
+        if self.learner.minibatches > trajectories:
+            raise InputError(
+                f"learner.minibatches: {self.learner.minibatches} optimizer steps cannot share {trajectories} "
+                f"trajectories (groups_per_step x group_size)"
+            )
         if self.checkpoint.best and not (self.evaluation.every or self.evaluation.after):
             raise InputError("checkpoint.best: has no effect without an evaluation after the start")
         _ = self.learner_of_run  # raises where its schedule has no room for the warm-up
@@ -192,6 +216,11 @@ class Recipe:
             raise InputError(
                 f"limits.max_tokens: {self.limits.max_tokens} is more than engine.max_model_len "
                 f"({self.engine.max_model_len})"
+            )
+        if self.learner.max_tokens_per_row < self.limits.max_tokens:
+            raise InputError(
+                f"learner.max_tokens_per_row: {self.learner.max_tokens_per_row} cannot hold a trajectory of "
+                f"limits.max_tokens={self.limits.max_tokens}"
             )
 
     @property
@@ -235,16 +264,14 @@ def find_recipe(word: str, folder: str = "") -> Path:
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """YAML file and `a.b=c` words -> Recipe. Raises InputError: one line that says what, where and the nearest key."""
     path = Path(path)
-    layers = [*_read_layers(path, seen=()), _anchored(_read_overrides(overrides), Path.cwd())]
-    for layer in layers:
-        _check_keys(Recipe, OmegaConf.to_container(layer), path)
-    _replace_task_sets(layers)
     try:
+        layers = [*_read_layers(path, seen=()), _anchored(_read_overrides(overrides), Path.cwd())]
+        _replace_task_sets(layers)
         merged = OmegaConf.merge(OmegaConf.structured(Recipe), {"name": path.stem}, *layers)
         recipe = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         key, message = getattr(error, "full_key", ""), str(error).split("\n")[0]
-        raise InputError(f"{path}: {key}: {message}") from None
+        raise InputError(f"{path}: {key}: {one_line(message)}") from None
     assert isinstance(recipe, Recipe)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", recipe.name):
         raise InputError(f"{path}: name: {recipe.name!r} is not a plain folder name (letters, digits, '.', '_', '-')")
@@ -253,9 +280,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
     """The resolved recipe; loading it again gives an equal one."""
-    partial = path.with_name(f".{path.name}.partial")  # a run killed just here must still find its recipe whole
-    partial.write_text(OmegaConf.to_yaml(OmegaConf.structured(recipe)))
-    partial.replace(path)
+    write_whole(path, OmegaConf.to_yaml(OmegaConf.structured(recipe)))
 
 
 def _read_layers(path: Path, seen: tuple[Path, ...]) -> list[Any]:
@@ -265,15 +290,15 @@ def _read_layers(path: Path, seen: tuple[Path, ...]) -> list[Any]:
         raise InputError(f"{path}: no such recipe{nearest(str(path), siblings) if siblings else ''}")
     if path.resolve() in seen:
         raise InputError(f"{path}: extends itself")
-    try:
-        layer = OmegaConf.load(path)
-    except Exception as error:  # the YAML parser's own error tree, and a file that is not text
-        raise InputError(f"{path}: not a YAML file: {one_line(error)}") from None
-    if not OmegaConf.is_dict(layer):
+    values, texts = plain_yaml.read_file(path)
+    if not isinstance(values, dict):
         raise InputError(f"{path}: a recipe is a mapping of keys to values")
-    base = layer.pop("extends", None)
-    below = _read_layers(path.parent / str(base), (*seen, path.resolve())) if base else []
-    return [*below, _anchored(layer, path.parent)]
+    values.pop("extends", None)
+    base = texts.pop("extends", "")
+    if not isinstance(base, str):
+        raise InputError(f"{path}: extends: one file, not {base!r}")
+    below = _read_layers(path.parent / base, (*seen, path.resolve())) if base else []
+    return [*below, _anchored(_typed(Recipe, values, texts, f"{path}: "), path.parent)]
 
 
 def _anchored(layer: Any, folder: Path) -> Any:
@@ -286,7 +311,7 @@ def _anchored(layer: Any, folder: Path) -> Any:
             return [walk(below) for below in value]
         return anchored(value, folder) if isinstance(value, str) else value
 
-    return OmegaConf.create(walk(OmegaConf.to_container(layer)))
+    return OmegaConf.create(walk(layer))
 
 
 def _replace_task_sets(layers: list[Any]) -> None:
@@ -304,29 +329,63 @@ def _replace_task_sets(layers: list[Any]) -> None:
                     del below.tasks[key.removeprefix("tasks.")]
 
 
-def _read_overrides(words: Sequence[str]) -> Any:
+def _read_overrides(words: Sequence[str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    texts: dict[str, Any] = {}
     for word in words:
-        if not re.match(r"[A-Za-z_][A-Za-z0-9_.]*=", word):
+        if not (found := re.fullmatch(r"([A-Za-z_][\w-]*(?:\.[\w-]+)*)=(.*)", word, re.DOTALL)):
             raise InputError(f"{word!r}: an override is key=value, for example steps=5 or loss.clip_low=0.1")
-    try:
-        return OmegaConf.from_dotlist(list(words))
-    except Exception as error:
-        raise InputError(f"override: {one_line(error)}") from None
+        value, text = plain_yaml.read_word(found[2], found[1])
+        _put(values, found[1].split("."), value)
+        _put(texts, found[1].split("."), text)
+    return _typed(Recipe, values, texts, "")
 
 
-def _check_keys(section: type, layer: Any, path: Path, prefix: str = "") -> None:
-    """Every key of the layer must be a field; OmegaConf checks the values."""
-    known = {f.name: f for f in fields(section)}
-    for name, value in layer.items():
+def _put(into: dict[str, Any], keys: list[str], value: Any) -> None:
+    *above, last = keys
+    for key in above:
+        if not isinstance(into.get(key), dict):
+            into[key] = {}
+        into = into[key]
+    into[last] = value
+
+
+def _typed(section: type, values: Mapping[str, Any], texts: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The values of a layer: every key must be a field of `section`, and what belongs into a text is the text as it was
+    written. OmegaConf checks the rest. Raises InputError."""
+    known = {f.name: f.type for f in fields(section)}
+    typed = {}
+    for name, value in values.items():
         if name not in known:
-            raise InputError(f"{path}: unknown key {prefix + str(name)!r}{nearest(str(name), known)}")
-        below = known[name].type
+            raise InputError(
+                f"{where.rpartition(': ')[0] or 'override'}: unknown key "
+                f"{where.rpartition(': ')[2] + name!r}{nearest(name, known)}"
+            )
+        below, text = known[name], texts[name]
         if isinstance(below, type) and is_dataclass(below):
             if not isinstance(value, dict):
-                raise InputError(
-                    f"{path}: {prefix}{name}: must hold keys such as {fields(below)[0].name}, not {value!r}"
-                )
-            _check_keys(below, value, path, f"{prefix}{name}.")
+                raise InputError(f"{where}{name}: must hold keys such as {fields(below)[0].name}, not {value!r}")
+            typed[name] = _typed(below, value, text, f"{where}{name}.")
+        else:
+            typed[name] = _fitting(below, value, text, f"{where}{name}")
+    return typed
+
+
+def _fitting(kind: Any, value: Any, text: Any, where: str) -> Any:
+    """`value` as a key of the type `kind` takes it. Raises InputError for a number that is none."""
+    if text == "???":
+        raise InputError(f"{where}: ??? stands for a value that is still to be given")
+    if kind is str or get_origin(kind) is Literal:
+        return text if isinstance(text, str) and (value is not None or text == "") else value
+    if kind in (dict[str, str], list[str]):
+        return text if type(text) is get_origin(kind) else value
+    if kind is int and isinstance(value, float) and value.is_integer():
+        return int(value)  # 1e3
+    if kind in (int, float) and (isinstance(value, bool) or (isinstance(value, float) and not math.isfinite(value))):
+        raise InputError(f"{where}: must be a number, not {text}")
+    if kind in (int, float) and isinstance(value, int | float) and abs(value) > LARGEST:
+        raise InputError(f"{where}: {text} is beyond all sizes")
+    return value
 
 
 def is_carried_out(key: str, section: type = Recipe) -> bool:

@@ -113,3 +113,78 @@ def test_explain_names_the_revision_of_every_data_set() -> None:
     wrong = load_recipe(ROOT / "recipes/tiny.yaml", ["tasks.train={mine: {source: math, path: a, revision: main}}"])
     with pytest.raises(InputError, match="tasks.train.mine: revision has no effect on a local copy"):
         list(facts(wrong))
+
+
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [("on", "on"), ("no", "no"), ("1e3", "1e3"), ("010", "010"), ("1.10", "1.10"), ("0x1F", "0x1F"), ("12_3", "12_3")],
+)
+def test_what_is_written_where_a_text_belongs_stays_that_text(written: str, name: str, tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(
+        f"name: {written}\nsandbox: {{env: {{A: {written}}}}}\ntools: [{written}]\ntasks: {{train: '{written}'}}\n"
+        "limits: {max_tokens: 1e3}\nlearner: {max_tokens_per_row: 1000}\n"
+    )
+    in_file = load_recipe(tmp_path / "r.yaml")
+    assert (in_file.name, in_file.sandbox.env, in_file.tools, in_file.tasks.train) == (name, {"A": name}, [name], name)
+    assert in_file.limits.max_tokens == 1000
+    assert load_recipe(ROOT / "recipes/tiny.yaml", [f"name={written}"]).name == name
+    save_recipe(in_file, tmp_path / "again.yaml")
+    assert load_recipe(tmp_path / "again.yaml") == in_file
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["steps=???"], "steps: ??? stands for"),
+        (["steps=true"], "steps: must be a number"),
+        (["learner.learning_rate=nan"], "learner.learning_rate: must be a number"),
+        (["learner.learning_rate=.inf"], "learner.learning_rate: must be a number"),
+        (["learner.max_tokens_per_row=10"], "cannot hold a trajectory of limits.max_tokens=1024"),
+        (["sandbox.warm=-1"], "sandbox.warm: must be at least 0"),
+        (["group_size=100000000000"], "more than any cluster holds"),
+        (["steps=99999999999999999999999"], "beyond all sizes"),
+        (["learner.minibatches=65"], "65 optimizer steps cannot share 64"),
+        (["tasks.train={a: 1, a: 2}"], "'a' stands here twice"),
+        (["tasks.train={a: [1"], "not a YAML file"),
+        (["steps.x=3"], "steps"),
+    ],
+)
+def test_what_has_no_meaning_is_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(InputError) as error:
+        load_recipe(ROOT / "recipes/tiny.yaml", overrides)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_key_twice_and_anchors_without_an_end_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "twice.yaml").write_text("steps: 3\nseed: 1\nsteps: 4\n")
+    with pytest.raises(InputError, match="line 3: the key 'steps' stands here twice"):
+        load_recipe(tmp_path / "twice.yaml")
+    levels = "".join(
+        f"  {b}: &{b} [{', '.join([f'*{a}'] * 10)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+    )
+    (tmp_path / "bomb.yaml").write_text(f"tasks:\n  train: &a [x, x]\n{levels}")
+    with pytest.raises(InputError, match="too large"):
+        load_recipe(tmp_path / "bomb.yaml")
+
+
+def test_a_recipe_that_ships_is_found_by_its_name_and_a_file_of_ones_own_wins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sandboxrl.rl.config import find_recipe
+
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe(find_recipe("tiny")).name == "tiny" and find_recipe("tiny.yaml") == find_recipe("tiny")
+    (tmp_path / "tiny").write_text("steps: 3\n")
+    assert find_recipe("tiny") == Path("tiny")
+    with pytest.raises(InputError, match="did you mean 'qwen3_4b'"):
+        find_recipe("qwen3_4")
+
+
+def test_every_mark_of_how_a_run_is_carried_out_is_a_key() -> None:
+    from dataclasses import fields, is_dataclass
+
+    sections: list[type] = [Recipe]
+    for section in sections:
+        names = {f.name for f in fields(section)}
+        assert set(getattr(section, "CARRIED_OUT", ())) <= names, section
+        sections += [f.type for f in fields(section) if isinstance(f.type, type) and is_dataclass(f.type)]

@@ -48,8 +48,9 @@ class LearnerConfig:
     """Gradients longer than this are scaled down to it."""
     minibatches: int = 1
     """Optimizer steps per batch; every group is spread over all of them."""
-    max_tokens_per_row: int = 16384
-    """Trajectories are packed into rows of at most this many tokens; one row is one forward and backward pass."""
+    max_tokens_per_row: int = 65_536
+    """Trajectories are packed into rows of at most this many tokens; one row is one forward and backward pass. At least
+    limits.max_tokens, as no trajectory is cut."""
     attention_crossover: int = 0
     """Tokens at which a trajectory's attention costs as much as its matrix products (24,700 for Qwen3-4B). Rows are
     made equal by length + length^2 / this; 0: by length alone, right for trajectories that are far shorter."""
