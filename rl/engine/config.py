@@ -24,7 +24,7 @@ class EngineConfig:
     CARRIED_OUT: ClassVar = frozenset(
         {
             "max_model_len", "max_num_seqs", "kv_cache_bytes", "gpu_memory_utilization", "tensor_parallel_size",
-            "enforce_eager", "prefix_caching", "threads", "weight_backend",
+            "enforce_eager", "prefix_caching", "threads", "weight_backend", "max_num_batched_tokens", "sleeps",
         }
     )  # fmt: skip
     """Keys that may change when a run goes on; the others are the experiment (`sandboxrl.rl.config`)."""

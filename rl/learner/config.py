@@ -16,7 +16,7 @@ class LearnerConfig:
     CARRIED_OUT: ClassVar = frozenset(
         {
             "world_size", "device", "max_tokens_per_row", "logprob_chunk", "gradient_checkpointing", "threads",
-            "timeout_s",
+            "timeout_s", "attention_crossover", "offload",
         }
     )  # fmt: skip
     """Keys that may change when a run goes on; the others are the experiment (`sandboxrl.rl.config`)."""
