@@ -3,7 +3,6 @@
 import argparse
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -13,6 +12,7 @@ from sandboxrl.data.errors import InputError
 from sandboxrl.data.prompt.arms import load_arm
 from sandboxrl.data.sources import ORIGINS, named_specs, origin_of, parse_spec
 from sandboxrl.rl.config import Recipe, knobs, load_recipe
+from sandboxrl.rl.sizes import report as sizes
 
 GIB = 1 << 30
 
@@ -21,6 +21,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", nargs="?", help="a YAML file, for example recipes/qwen3_4b.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="any key of the recipe")
     parser.add_argument("--keys", action="store_true", help="list every key with its default and what it does")
+    parser.add_argument("--dry-run", action="store_true", help="run the learner's step at true size, without values")
+    parser.add_argument("--fit", action="store_true", help="search ranks, row size, checkpointing, offload that fit")
+    parser.add_argument(
+        "--gpu-memory", type=_gigabytes, metavar="GB", help="of each GPU; without it 80, 141 and 180 are tried"
+    )
+    parser.add_argument("--json", action="store_true", help="the same as one JSON object")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -32,13 +38,67 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("name a recipe, for example recipes/tiny.yaml, or ask for --keys")
     recipe = load_recipe(args.recipe, args.overrides)
     load_arm(recipe.prompt)
-    table = Table("", "what", "comes from", title=f"{args.recipe} -> {recipe.run_dir}", show_lines=False)
-    for column in table.columns:
-        column.overflow = "fold"
-    for what, value, source in facts(recipe):
-        table.add_row(value, what, source)
-    console.print(table)
+    rows = list(facts(recipe))
+    report = sizes.dry_run_report(recipe, args.gpu_memory) if args.dry_run else None
+    fitting = sizes.fit_report(recipe, args.gpu_memory) if args.fit else None
+    if args.json:
+        said = {"facts": [{"what": what, "value": value, "from": source} for what, value, source in rows]}
+        parts = {"dry_run": report, "fit": fitting}
+        print(json.dumps(said | {name: part for name, part in parts.items() if part is not None}, indent=2))
+    else:
+        table = Table("", "what", "comes from", title=f"{args.recipe} -> {recipe.run_dir}", show_lines=False)
+        for column in table.columns:
+            column.overflow = "fold"
+        for what, value, source in rows:
+            table.add_row(value, what, source)
+        console.print(table)
+        _show_dry_run(console, report)
+        _show_fit(console, fitting)
+    if report is not None and (why := sizes.first_problem(report)):
+        raise InputError(f"{args.recipe} does not fit: {why}")
     return 0
+
+
+def _gigabytes(word: str) -> float:
+    value = float(word)
+    if not 1 <= value <= 10_000:
+        raise argparse.ArgumentTypeError(f"{word}: a GPU's memory in GB, for example 80")
+    return value
+
+
+def _show_dry_run(console: Console, report: dict[str, Any] | None) -> None:
+    if report is None:
+        return
+    title = (
+        f"dry run: a row of {report['row_tokens']:,} tokens on {report['ranks']} ranks, GB a rank "
+        f"({report['seconds']:.0f} s)"
+    )
+    table = Table("", *report["phases"], title=title)
+    for part in next(iter(report["phases"].values())):
+        values = [phase[part] for phase in report["phases"].values()]
+        if any(values):
+            table.add_row(part, *(f"{value:.2f}" for value in values))
+    table.add_row("by formula", *(f"{value:.2f}" for value in report["by_formula"].values()))
+    console.print(table)
+    console.print("It does not see, so keep free: " + ", ".join(f"{k} {v:.2f} GB" for k, v in report["unseen"].items()))
+    console.print(f"A GPU must have {report['needed_gb']:.1f} GB.", highlight=False)
+    if report["host_gb"]:
+        console.print(f"In host memory: {report['host_gb']:.1f} GB a rank.", highlight=False)
+    most = sorted(report["operators"].items(), key=lambda item: -item[1])[: sizes.SHOWN_OPERATORS]
+    console.print(f"{len(report['operators'])} operators; most often " + ", ".join(f"{k} {v}" for k, v in most))
+    for size, why in report["gpus"].items():
+        console.print(f"GPUs of {size} GB: " + ("; ".join(why) or "fits"), highlight=False)
+
+
+def _show_fit(console: Console, fitting: dict[str, list[dict[str, Any]]] | None) -> None:
+    for size, found in (fitting or {}).items():
+        if not found:
+            console.print(f"GPUs of {size} GB: nothing that was tried fits")
+            continue
+        table = Table(*found[0], title=f"what fits GPUs of {size} GB, best first")
+        for one in found:
+            table.add_row(*map(str, one.values()))
+        console.print(table)
 
 
 def facts(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
@@ -78,7 +138,7 @@ def facts(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
     evaluations += max(0, (recipe.steps - 1) // recipe.evaluation.every) if recipe.evaluation.every else 0
     yield "evaluations", f"{evaluations}", "evaluation.before, .every, .after"
     yield from _task_facts(recipe)
-    yield from _model_facts(recipe)
+    yield from sizes.facts(recipe)
 
 
 def _task_facts(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
@@ -99,63 +159,6 @@ def _task_facts(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
             else:
                 moving = "" if origin.is_pinned else " is no commit: it is looked up, and data.json has what it was"
                 yield f"rows of {key}.{name}", origin.asked, f"{key}.{name}.revision{moving}"
-
-
-def _model_facts(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
-    config = _model_config(recipe.model.path)
-    if config is None:
-        yield "model", recipe.model.path or "(none)", "model.path; sizes are known once the folder is there"
-        return
-    count = num_parameters(config)
-    ranks, row = recipe.learner.world_size, recipe.learner.max_tokens_per_row
-    yield "parameters", f"{count / 1e9:.3f} billion", "config.json of model.path"
-    yield (
-        "learner: weights, gradients, Adam",
-        f"{16 * count / ranks / GIB:.2f} GiB a rank",
-        "16 bytes a parameter / world_size",
-    )
-    yield (
-        "a checkpoint on disk",
-        f"{12 * count / GIB:.2f} GiB",
-        "12 bytes a parameter; checkpoint.keep of them, and one more",
-    )
-    width = 2 if recipe.learner.dtype == "bfloat16" else 4
-    kept = config["num_hidden_layers"] * config["hidden_size"] * width * row
-    if recipe.learner.gradient_checkpointing:
-        yield (
-            "learner: layer inputs kept",
-            f"{kept / GIB:.2f} GiB a row",
-            "layers x hidden x learner.max_tokens_per_row",
-        )
-    logits = 4 * config["vocab_size"] * min(row, recipe.learner.logprob_chunk)
-    yield "learner: logits at once", f"{logits / GIB:.2f} GiB", "vocabulary x learner.logprob_chunk, float32"
-    cache = kv_bytes_per_token(config, 4 if recipe.engine.dtype == "float32" else 2)
-    yield "engine: KV cache", f"{cache * recipe.limits.max_tokens / GIB:.2f} GiB", "one trajectory of full length"
-
-
-def num_parameters(config: dict[str, Any]) -> int:
-    """Of a Qwen3 (dense or mixture of experts) from its config.json; norms of the heads included."""
-    hidden, layers = config["hidden_size"], config["num_hidden_layers"]
-    head = config.get("head_dim") or hidden // config["num_attention_heads"]
-    queries, keys = config["num_attention_heads"] * head, config["num_key_value_heads"] * head
-    attention = hidden * (queries + 2 * keys) + queries * hidden + 2 * head
-    if config.get("num_experts"):
-        mlp = config["num_experts"] * 3 * hidden * config["moe_intermediate_size"] + hidden * config["num_experts"]
-    else:
-        mlp = 3 * hidden * config["intermediate_size"]
-    embeddings = config["vocab_size"] * hidden * (1 if config.get("tie_word_embeddings") else 2)
-    return int(layers * (attention + mlp + 2 * hidden) + hidden + embeddings)
-
-
-def kv_bytes_per_token(config: dict[str, Any], width: int) -> int:
-    """Keys and values of all layers for one token; `width` bytes a number."""
-    head = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    return int(2 * config["num_hidden_layers"] * config["num_key_value_heads"] * head * width)
-
-
-def _model_config(path: str) -> dict[str, Any] | None:
-    file = Path(path) / "config.json"
-    return dict(json.loads(file.read_text())) if path and file.is_file() else None
 
 
 def _weight(recipe: Recipe) -> str:

@@ -139,6 +139,9 @@ class Recipe:
     """Steps between saved trajectory files; 0: only the first and the last step."""
     num_workers: int = 1
     """Rollout workers, each one engine."""
+    placement: Literal["split", "together"] = "split"
+    """`split`: engines and learner on GPUs of their own. `together`: on the same ones, in turns; the engines give their
+    memory back while the learner works. Needs num_workers x engine.tensor_parallel_size = learner.world_size."""
     cluster: str = ""
     """Ray address; empty: the job's own cluster, or a fresh one on this machine."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -212,6 +215,13 @@ class Recipe:
             raise InputError("sampling.temperature: must be above 0, there is nothing to learn from one certain answer")
         if self.group_size == 1 and self.loss.advantage == "leave_one_out":
             raise InputError("group_size: a leave-one-out advantage needs at least 2 trajectories a task, not 1")
+        engine_gpus = self.num_workers * self.engine.tensor_parallel_size
+        if self.placement == "together" and engine_gpus != self.learner.world_size:
+            raise InputError(
+                f"placement: together needs num_workers x engine.tensor_parallel_size ({engine_gpus}) to be "
+                f"learner.world_size ({self.learner.world_size})"
+            )
+        _ = self.engine_of_run  # raises where a knob of the engine does not go with the placement
         if self.limits.max_tokens > self.engine.max_model_len:
             raise InputError(
                 f"limits.max_tokens: {self.limits.max_tokens} is more than engine.max_model_len "
@@ -235,6 +245,14 @@ class Recipe:
         if config.schedule == "constant" or config.schedule_steps or not self.steps:
             return config
         return replace(config, schedule_steps=self.steps * config.minibatches)
+
+    @property
+    def engine_of_run(self) -> EngineConfig:
+        """The engine's settings with the placement in them."""
+        if self.placement == "split":
+            return self.engine
+        backend = "ipc" if self.engine.weight_backend == "auto" and not on_cpu() else self.engine.weight_backend
+        return replace(self.engine, sleeps=True, weight_backend=backend)
 
     @property
     def logprob_bound(self) -> tuple[str, float]:
