@@ -212,7 +212,7 @@ async def train_run(recipe: Recipe, inputs: Inputs, progress: Progress, changes:
         watch = Watch(recipe.watch, recipe.run_dir, log.say)
         watch.looks.append(log.look)
         workers = RayWorkers(recipe, inputs.model_dir, log, watch)
-        learners = RayLearners(recipe, inputs.model_dir, log, watch)
+        learners = RayLearners(recipe, inputs.model_dir, watch)
         watching = asyncio.create_task(watch.run())
         try:
             with watch.on_signal():

@@ -24,7 +24,6 @@ from sandboxrl.rl.learner.batch import Batch, Row
 from sandboxrl.rl.learner.checkpoint import LEARNER
 from sandboxrl.rl.learner.config import LearnerConfig
 from sandboxrl.rl.own_code import code_of
-from sandboxrl.rl.reports.run_folder import Log
 from sandboxrl.rl.trainer import LearnerLost, RunFailed
 from sandboxrl.rl.watch import Stalled, Watch
 
@@ -74,12 +73,15 @@ class LearnerRank:
     def save(self, folder: str) -> None:
         self._learner.save(folder)
 
+    def digest(self) -> str:
+        return self._learner.digest()
+
 
 class RayLearners:
     """The learner ranks as one."""
 
-    def __init__(self, recipe: Recipe, model_dir: str, log: Log, watch: Watch) -> None:
-        self._recipe, self._model_dir, self._log, self._watch = recipe, model_dir, log, watch
+    def __init__(self, recipe: Recipe, model_dir: str, watch: Watch) -> None:
+        self._recipe, self._model_dir, self._watch = recipe, model_dir, watch
         self._ranks: list[Any] = []
         self._where: list[dict[str, Any]] = []
         """Node and process of each rank, for its stacks."""
@@ -144,6 +146,11 @@ class RayLearners:
             await self._all(saving, f"writing {path}", self._watch.config.save_s)
         if not (Path(path) / LEARNER / ".metadata").is_file():
             raise RunFailed(f"what the learners saved in {path} is not seen here: `out` must be on a folder they share")
+
+    async def digest(self) -> str:
+        """Of all weights, to the bit."""
+        asking = [rank.digest.remote() for rank in self._ranks]
+        return str((await self._all(asking, "a digest of its weights", self._watch.config.save_s))[0])
 
     async def stop(self) -> None:
         for rank in self._ranks:

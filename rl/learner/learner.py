@@ -12,6 +12,7 @@ The learner draws no random numbers (a model with dropout is refused: its log-pr
 so weights, optimizer state and the number of updates are all there is to save.
 """
 
+import hashlib
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
@@ -219,6 +220,14 @@ class Learner:
     def weights(self, dtype: torch.dtype | None = None, described: bool = False) -> Iterator[tuple[str, Tensor]]:
         """See sandboxrl.rl.learner.model.named_weights."""
         return named_weights(self.policy, dtype, described, self.device)
+
+    def digest(self) -> str:
+        """SHA-256 over the names and bytes of all weights, gathered one at a time."""
+        found = hashlib.sha256()
+        for name, tensor in self.weights():
+            found.update(name.encode())
+            found.update(full(tensor).cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return found.hexdigest()
 
     def publish(
         self,
