@@ -7,8 +7,8 @@ from sandboxrl.data.errors import InputError
 from sandboxrl.data.files import read_object, write_whole
 from sandboxrl.envs.trajectory import Trajectory
 from sandboxrl.rl.evaluation.evaluate import RESULTS, read_results
-from sandboxrl.rl.reports.analysis_page import analysis_page
 from sandboxrl.rl.reports.interchange import is_published_run, load_published_run
+from sandboxrl.rl.reports.pages.analysis_page import analysis_page
 from sandboxrl.rl.reports.tables import Table, infrastructure, tables
 
 

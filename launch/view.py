@@ -1,46 +1,83 @@
-"""`sandboxrl view DIR [--out FILE.html]`: one self-contained page of a run, an evaluation or any trajectories."""
+"""`sandboxrl view DIR… [--out FILE.html]`: one self-contained page of a run, an evaluation, a sweep or several runs."""
 
 import argparse
+import tempfile
+import zipfile
 from pathlib import Path
 
 from sandboxrl.data.errors import InputError
-from sandboxrl.rl.reports.page import report_page, view_trajectories, write_page
+from sandboxrl.rl.reports.pages.bundle import MAX_PAGE_MB
+from sandboxrl.rl.reports.pages.comparison import RESULTS, RUN_FILES, compare_page, is_run, is_sweep, sweep_page
+from sandboxrl.rl.reports.pages.page import ASSETS, write_page
+from sandboxrl.rl.reports.pages.run import report_page, view_trajectories
 
-RUN_FILES = ("metrics.jsonl", "recipe.yaml", "trajectories")
-"""Any of these makes a folder a run folder."""
+EXAMPLE = ASSETS / "example.zip"
+"""A run folder, made by the command that docs/pages.md gives."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "dir", type=Path, metavar="DIR", help="run folder, evaluation folder, or one .jsonl file of trajectories"
+        "dirs",
+        type=Path,
+        nargs="*",
+        metavar="DIR",
+        help="run folder, evaluation folder, sweep folder or .jsonl file of trajectories; several are compared",
+    )
+    parser.add_argument("--example", action="store_true", help="show a finished run that ships with this package")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE.html",
+        help="where to write the page (default: beside what it shows; of several and of the example: here)",
     )
     parser.add_argument(
-        "--out", type=Path, metavar="FILE.html", help="where to write the page (default: beside what it shows)"
+        "--max-mb",
+        type=float,
+        default=MAX_PAGE_MB,
+        metavar="N",
+        help=f"megabytes of trajectories that the page may hold (default: {MAX_PAGE_MB}); beyond, they are shortened",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    page, beside = _page(args.dir)
+    if args.example == bool(args.dirs):
+        raise InputError("name what to show: a run, an evaluation, a sweep or several of them; or --example")
+    if not args.max_mb >= 1:
+        raise InputError(f"--max-mb must be 1 or more, not {args.max_mb:g}")
+    if args.out and args.out.is_dir():
+        raise InputError(f"--out {args.out} is a folder; name the file to write")
+    page, beside = _example(args.max_mb) if args.example else _page(args.dirs, args.max_mb)
     out = args.out or beside
-    if out.is_dir():
-        raise InputError(f"--out {out} is a folder; name the file to write")
     out.parent.mkdir(parents=True, exist_ok=True)
     print(write_page(out, page).resolve())
     return 0
 
 
-def _page(shown: Path) -> tuple[str, Path]:
+def _example(max_mb: float) -> tuple[str, Path]:
+    with tempfile.TemporaryDirectory() as folder:
+        zipfile.ZipFile(EXAMPLE).extractall(folder)
+        return report_page(Path(folder) / "example", max_mb), Path("example.html")
+
+
+def _page(shown: list[Path], max_mb: float) -> tuple[str, Path]:
     """The page, and where it goes unless told. Raises InputError where there is nothing to show."""
-    if shown.is_file():
-        return view_trajectories([shown]), shown.with_suffix(".html")
-    if not shown.is_dir():
-        raise InputError(f"{shown} does not exist; name a run folder, an evaluation folder or a .jsonl file")
-    if any((shown / name).exists() for name in RUN_FILES):
-        return report_page(shown), shown / "report.html"
-    results = shown / "results.jsonl"
-    files = [results] if results.is_file() else sorted(shown.glob("*.jsonl"))
+    for place in shown:
+        if not place.exists():
+            raise InputError(f"{place} does not exist; name a run folder, an evaluation folder or a .jsonl file")
+    if len(shown) > 1:
+        return compare_page(shown, max_mb), Path("compare.html")
+    place = shown[0]
+    if place.is_file():
+        return view_trajectories([place], max_mb), place.with_suffix(".html")
+    if is_run(place):
+        return report_page(place, max_mb), place / "report.html"
+    if is_sweep(place):
+        return sweep_page(place, max_mb), place / "sweep.html"
+    results = place / RESULTS
+    files = [results] if results.is_file() else sorted(place.glob("*.jsonl"))
     if not files:
         raise InputError(
-            f"{shown} holds no run ({', '.join(RUN_FILES)}), no evaluation (results.jsonl) and no other .jsonl file"
+            f"{place} holds no run ({', '.join(RUN_FILES)}), no evaluation ({RESULTS}), no sweep (recipes/) and no "
+            "other .jsonl file"
         )
-    return view_trajectories(files), shown / "view.html"
+    return view_trajectories(files, max_mb), place / "view.html"

@@ -31,7 +31,7 @@ from sandboxrl.rl.continuing import RECIPE, SUMMARY, Changes, held, is_finished
 from sandboxrl.rl.hooks import load_hooks
 from sandboxrl.rl.learner.checkpoint import Checkpoints
 from sandboxrl.rl.own_code import with_code
-from sandboxrl.rl.reports.page import write_report
+from sandboxrl.rl.reports.pages.run import write_report
 from sandboxrl.rl.reports.progress import Progress, opened
 from sandboxrl.rl.reports.run_folder import Log
 from sandboxrl.rl.start.config import START_PREFIX, named_start

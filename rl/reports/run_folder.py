@@ -25,7 +25,7 @@ from sandboxrl.rl.config import Recipe
 from sandboxrl.rl.learner.batch import Batch
 from sandboxrl.rl.reports.analysis import capability_use
 from sandboxrl.rl.reports.events import Journal
-from sandboxrl.rl.reports.page import write_report
+from sandboxrl.rl.reports.live import LiveReport
 from sandboxrl.rl.reports.progress import Progress, opened
 from sandboxrl.rl.reports.trackers import MAX_COMPLETIONS, completion, follow
 
@@ -70,7 +70,7 @@ class Log:
         self.wall_before = max((row["time/wall_s"] for row in self.rows), default=0.0)
         self.journal = Journal(recipe, resume_step)
         self._num_ended, self._evaluating = 0, False
-        self._reported, self._report_cost_s = time.monotonic(), 0.0
+        self.report = LiveReport(self.dir)
         self._fresh()
         self.lost_of_task: Counter[str] = Counter()
         self.losses: deque[tuple[int, float]] = deque(maxlen=GROUPS_CORRELATED)
@@ -197,7 +197,7 @@ class Log:
             {"event": "step", **row},
         )
         self._fresh()
-        self._report()
+        self._renew_report()
 
     def evaluating(self, name: str, num: int) -> None:
         """An evaluation of so many trajectories begins."""
@@ -233,7 +233,7 @@ class Log:
             f"evaluation  {name}: {score:.3f} on {len(graded)} trajectories, {wall_s:.0f} s",
             {"event": "evaluation", **row},
         )
-        self._report()
+        self._renew_report()
 
     def finish(self, status: str) -> dict[str, Any]:
         """Write `summary.json`: `finished`, or why not."""
@@ -251,6 +251,7 @@ class Log:
             "logprob_max": max((row.get("mismatch/logprob_max", 0.0) for row in self.rows), default=0.0),
         }
         write_whole(self.dir / "summary.json", json.dumps(summary, indent=2) + "\n")
+        self.report.close()
         for tracker in self.trackers:
             tracker.finish(summary)
         self._tell_news()
@@ -301,14 +302,9 @@ class Log:
         each = statistics.fmean(row["time/step_s"] for row in timed[-5:]) if timed else math.nan
         self.progress.overall(step / max(steps, 1), (steps - step) * each)
 
-    def _report(self) -> None:
-        """Rewrite report.html, so seldom that it costs the run a fiftieth of its time at most."""
-        if time.monotonic() - self._reported < 50 * self._report_cost_s:
-            return
-        started = time.monotonic()
-        write_report(self.dir)
-        self._reported = time.monotonic()
-        self._report_cost_s = self._reported - started
+    def _renew_report(self) -> None:
+        if failure := self.report.renew():
+            self.say(f"  report.html was not renewed: {failure}")
 
     def _append(self, row: dict[str, Any]) -> None:
         self.rows.append(row)

@@ -23,7 +23,7 @@ def test_runs_of_both_harnesses_stand_in_one_table(tmp_path, capsys):
     assert printed.strip() == (out / "tables.txt").read_text().strip()
     assert (out / "results.csv").read_text() == "Run,Math llm,Math sandbox\n<b>ours</b>,0.0,100.0\ntheirs,,0.0\n"
     page = (out / "analysis.html").read_text()
-    assert "<b>ours" not in page and "&lt;b&gt;ours" in page and "<svg" in page and "<script" not in page
+    assert "<b>ours" not in page and "&lt;b&gt;ours" in page and 'class="meter"' in page and "<script" not in page
 
 
 def test_several_folders_make_one_run(tmp_path, capsys):

@@ -2,30 +2,16 @@
 
 import html
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
+from sandboxrl.rl.reports.pages.page import ASSETS
 from sandboxrl.rl.reports.tables import Runs, Table, chart_rows
 
-_STYLE = """
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13.5px; }
-th, td { padding: 4px 14px 4px 0; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
-th { color: var(--soft); font-weight: 550; }
-section { margin-top: 36px; overflow-x: auto; }
-section > h2 { margin-bottom: 10px; }
-.note { color: var(--soft); font-size: 13px; margin-top: 6px; }
-svg text { fill: var(--ink); font: 12px var(--sans); }
-svg .soft { fill: var(--soft); }
-svg line { stroke: var(--ink); }
-svg .grid { stroke: var(--line); }
-"""
 COLOURS = ("var(--c0)", "var(--c1)", "var(--c2)", "var(--c3)", "var(--c4)", "var(--c5)", "var(--c6)")
-ROW, LEFT, WIDTH = 18, 250, 520
 
 
 def analysis_page(runs: Runs, tables: Sequence[Table], title: str) -> str:
     """The page; `tables` as `sandboxrl.rl.reports.tables.tables` makes them."""
-    style = Path(__file__).with_name("page.css").read_text(encoding="utf-8") + _STYLE
+    style = (ASSETS / "page.css").read_text(encoding="utf-8")
     by_name = {table.name: table for table in tables}
     parts = [f"<h1>{html.escape(title)}</h1>", _section("Scores with 95 % intervals", _score_plot(runs))]
     if "capabilities" in by_name:
@@ -42,14 +28,23 @@ def analysis_page(runs: Runs, tables: Sequence[Table], title: str) -> str:
 
 
 def _section(title: str, body: str, note: str = "") -> str:
-    told = f'<p class="note">{html.escape(note)}</p>' if note else ""
-    return f"<section><h2>{html.escape(title)}</h2>{body}{told}</section>"
+    told = f'<p class="hint">{html.escape(note)}</p>' if note else ""
+    return f'<section><div class="bar"><h2>{html.escape(title)}</h2></div>{body}{told}</section>'
 
 
 def _table(table: Table) -> str:
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in table.columns)
-    rows = ("".join(f"<td>{html.escape(table.shown(cell))}</td>" for cell in row) for row in table.rows)
-    return f"<table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
+    number = [any(isinstance(row[i], float) for row in table.rows) for i in range(len(table.columns))]
+    look = [' class="num"' if one else "" for one in number]
+    head = "".join(
+        f'<th scope="col"{one}>{html.escape(name)}</th>' for name, one in zip(table.columns, look, strict=True)
+    )
+    rows = (
+        "".join(f"<td{one}>{html.escape(table.shown(cell))}</td>" for cell, one in zip(row, look, strict=True))
+        for row in table.rows
+    )
+    body = f"<thead><tr>{head}</tr></thead><tbody>{''.join(f'<tr>{row}</tr>' for row in rows)}</tbody>"
+    label = html.escape(table.title)
+    return f'<div class="wide" tabindex="0" role="region" aria-label="{label}"><table>{body}</table></div>'
 
 
 Bar = tuple[str, float, float, float]
@@ -76,24 +71,17 @@ def _table_plot(table: Table, group_column: int, columns: Sequence[int]) -> str:
 
 
 def _bars(groups: Mapping[str, Sequence[Bar]], longest: float = 0.0) -> str:
-    """Horizontal bars in groups, each with its interval as a line."""
+    """Horizontal bars in groups, true to length from 0 to `longest`, each with its interval as a line."""
     longest = longest or max((value for bars in groups.values() for _, value, _, _ in bars), default=0.0) or 1.0
     labels = list(dict.fromkeys(bar[0] for bars in groups.values() for bar in bars))
-    drawn, y = [], 0
+    drawn = []
     for group, bars in groups.items():
-        y += ROW + 4
-        drawn.append(f'<text x="0" y="{y - 6}" font-weight="600">{html.escape(group[:60])}</text>')
+        drawn.append(f"<h3>{html.escape(group)}</h3>")
         for label, value, low, high in bars:
             colour = COLOURS[labels.index(label) % len(COLOURS)]
-            middle, (a, b, c) = y + ROW / 2, (LEFT + WIDTH * min(one, longest) / longest for one in (value, low, high))
-            drawn.append(
-                f'<text class="soft" x="{LEFT - 8}" y="{middle + 4}" text-anchor="end">{html.escape(label[:40])}</text>'
-            )
-            drawn.append(f'<rect x="{LEFT}" y="{y + 3}" width="{a - LEFT:.1f}" height="{ROW - 6}" fill="{colour}"/>')
-            if c > b:
-                drawn.append(f'<line x1="{b:.1f}" x2="{c:.1f}" y1="{middle}" y2="{middle}"/>')
-            drawn.append(f'<text x="{max(a, c) + 6:.1f}" y="{middle + 4}">{value:.1f}</text>')
-            y += ROW
-    grid = f'<line class="grid" x1="{LEFT}" x2="{LEFT}" y1="0" y2="{y}"/>'
-    width = LEFT + WIDTH + 60
-    return f'<svg viewBox="0 0 {width} {y + 6}" width="{width}" role="img">{grid}{"".join(drawn)}</svg>'
+            a, b, c = (100 * min(max(one, 0.0), longest) / longest for one in (value, low, high))
+            between = f'<u style="left:{b:.2f}%;width:{c - b:.2f}%"></u>' if c > b else ""
+            meter = f'<span class="meter"><i style="width:{a:.2f}%;background:{colour}"></i>{between}</span>'
+            told = f"{value:.1f}" + (f" <small>{low:.1f} to {high:.1f}</small>" if c > b else "")
+            drawn.append(f'<div class="measured"><span>{html.escape(label)}</span>{meter}<b>{told}</b></div>')
+    return f'<div class="bars">{"".join(drawn)}</div>'

@@ -1,6 +1,6 @@
 """Writes a run folder like a real one, from a seed: what the tests of the report read and what a person looks at.
 
-python tests/rl/reports/sample_run.py FOLDER [--steps N] makes one to open in a browser.
+python tests/rl/reports/pages/sample_run.py FOLDER [--steps N] makes one to open in a browser.
 """
 
 import argparse
@@ -145,13 +145,23 @@ def rows_of_step(rng: random.Random, step: int, skill: float, num_tasks: int, gr
         for one, text in made:
             reward = one.reward or 0.0
             advantage = reward - (total - reward) / (group_size - 1)
-            rows.append(one.to_dict() | {"step": step, "group": group, "advantage": advantage, "token_text": text})
+            beside = {"step": step, "group": group, "advantage": advantage, "token_text": text, **asked(task)}
+            if advantage:
+                assert one.tokens
+                sampled = [float(x) for x, m in zip(one.tokens.logprobs, one.tokens.mask, strict=True) if m]
+                beside["learner_logprobs"] = [x + rng.gauss(0, 3e-5) for x in sampled]
+            rows.append(one.to_dict() | beside)
     return rows
 
 
 def evaluation_row(rng: random.Random, task: int, step: int, skill: float) -> dict[str, Any]:
     made, text = trajectory(rng, 5000 + task, step + 1, skill)
-    return made.to_dict() | {"step": step, "token_text": text}
+    return made.to_dict() | {"step": step, "token_text": text, **asked(5000 + task)}
+
+
+def asked(task: int) -> dict[str, str]:
+    question, gold, _ = QUESTIONS[task % len(QUESTIONS)]
+    return {"question": question, "gold": gold}
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
