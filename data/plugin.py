@@ -80,6 +80,12 @@ def digest(value: str, key: str = "") -> str:
     return found.hexdigest()[:16]
 
 
+def here(value: str) -> str:
+    """`value` with the path that the file has on this machine, for another process of it."""
+    where, _, name = value.partition(":")
+    return f"{_local(where)}:{name}" if is_own(value) and where.endswith(".py") else value
+
+
 class OwnCodeFailed(Exception):
     """A user's own code raised, hung or gave back what it must not. One line says which part and how; the traceback is
     that of the cause."""

@@ -28,6 +28,7 @@ from typing import Any, TypeVar
 from sandboxrl.data import builtin as corpus
 from sandboxrl.data.building import build_tasks
 from sandboxrl.data.context import BuildConfig, Context
+from sandboxrl.data.doors import checked_options, own_form, own_source, source_parameters
 from sandboxrl.data.errors import InputError, nearest
 from sandboxrl.data.formats import FOLDER_FORMATS, ROW_FORMATS
 from sandboxrl.data.formats.dapo import dapo
@@ -36,6 +37,7 @@ from sandboxrl.data.formats.own import own
 from sandboxrl.data.formats.published import published
 from sandboxrl.data.formats.r2e_gym import r2e_gym
 from sandboxrl.data.hub import WHERE, Origin, Rows
+from sandboxrl.data.plugin import anchored, is_own
 from sandboxrl.data.reading import SUFFIXES, Rejected, Row, read_rows
 from sandboxrl.data.task import PLACEMENTS, Task
 
@@ -116,7 +118,7 @@ def iter_source(
 ) -> Iterator[Task]:
     """The tasks of a source one by one, for what does not fit into memory. Raises InputError."""
     name, options = parse_spec(spec)
-    parameters = inspect.signature(SOURCES[name]).parameters
+    parameters = source_parameters(name) if is_own(name) else inspect.signature(SOURCES[name]).parameters
     num_tasks, offset, strict = (options.pop(key, 0) for key in ("num_tasks", "offset", "strict"))
     if "seed" in parameters:
         options.setdefault("seed", seed)
@@ -125,7 +127,9 @@ def iter_source(
     if name in ORIGINS:
         given = {key: options.pop(key) for key in WHERE if key in options}
         options["origin"] = origin_of(name, given).pinned({} if commits is None else commits)
-    tasks = SOURCES[name](rejected, **options)
+    if is_own(name):
+        checked_options(name, options)
+    tasks = (own_source(name) if is_own(name) else SOURCES[name])(rejected, **options)
     for task in itertools.islice(tasks, offset, offset + num_tasks if num_tasks else None):
         if strict and rejected:
             break
@@ -145,7 +149,7 @@ def origin_of(name: str, options: Mapping[str, Any]) -> Origin:
 def parse_spec(spec: Spec) -> tuple[str, dict[str, Any]]:
     """Source name and options, checked against what the source takes."""
     if isinstance(spec, str):
-        spec = {"source": spec} if spec in SOURCES else {"source": "files", "path": spec}
+        spec = {"source": spec} if spec in SOURCES or is_own(spec) else {"source": "files", "path": spec}
         if spec["source"] == "files" and not _like_a_path(str(spec["path"])):
             raise InputError(
                 f"unknown task source {spec['path']!r}{nearest(str(spec['path']), SOURCES)}; or a task file"
@@ -154,14 +158,14 @@ def parse_spec(spec: Spec) -> tuple[str, dict[str, Any]]:
         raise InputError(f"a task source is a name, a file or a mapping with the key 'source', not {spec!r}")
     options = dict(spec)
     name = options.pop("source", None)
-    if name not in SOURCES:
-        raise InputError(f"unknown task source {name!r}{nearest(str(name), SOURCES)}")
+    if name not in SOURCES and not is_own(str(name)):
+        raise InputError(f"unknown task source {name!r}{nearest(str(name), SOURCES)} (or file.py:object)")
     known = source_options(name)
     for key, value in options.items():
         if key not in known:
             raise InputError(f"source {name}: unknown option {key!r}{nearest(str(key), known)}")
         kind = type(known[key])
-        if type(value) is not kind:
+        if known[key] is not None and type(value) is not kind:
             raise InputError(f"source {name}: {key} must be {kind.__name__}, not {value!r}")
     for key in ("num_tasks", "offset"):
         if options.get(key, 0) < 0:
@@ -172,12 +176,15 @@ def parse_spec(spec: Spec) -> tuple[str, dict[str, Any]]:
 
 
 def source_options(name: str) -> dict[str, Any]:
-    """Option -> default, of a source."""
+    """Option -> default, of a source; None: one that must be given."""
+    always = {"num_tasks": 0, "offset": 0, "strict": False}
+    if is_own(name):
+        return source_parameters(name) | always
     parameters = inspect.signature(SOURCES[name]).parameters.values()
     own_options = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "origin"}
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         own_options |= BUILDER
-    return {**_where(name), **own_options, "num_tasks": 0, "offset": 0, "strict": False}
+    return {**_where(name), **own_options, **always}
 
 
 def _where(name: str) -> dict[str, Any]:
@@ -218,11 +225,14 @@ def general(
     **builder: int,
 ) -> Iterator[Task]:
     """`format`: published (the paper's rows, whose files are chosen already) or one that the builder takes: collection,
-    pubmedqa, qed, fairytaleqa, wikitablequestions. `auto` tells by the fields of the first row."""
+    pubmedqa, qed, fairytaleqa, wikitablequestions, or your own. `auto` tells by the fields of the first row."""
     formats = ("auto", "published", *ROW_FORMATS, *FOLDER_FORMATS)
-    if format not in formats:
-        raise InputError(f"source general: unknown format {format!r}{nearest(format, formats)}")
+    if format not in formats and not is_own(format):
+        raise InputError(f"source general: unknown format {format!r}{nearest(format, formats)} (or file.py:object)")
     build = BuildConfig(seed=seed, placement=placement, **builder)
+    if is_own(format):
+        yield from _of_own_form(format, origin.rows, build, builder, rejected)
+        return
     if format == "auto":
         format = _detect(origin)
     if format == "published":
@@ -268,13 +278,15 @@ def files(
     *,
     path: str = "",
     questions: str = "",
+    format: str = "auto",
     placement: str = "",
     seed: int = 0,
     **builder: int,
 ) -> Iterator[Task]:
     """`path`: a file of rows. With `questions`: `path` is a folder of documents, and that a file of questions on them.
 
-    `placement`: as it is in the file, or sandbox for rows that do not say.
+    `format`: `auto` (a task file, or rows by their fields' names), or your own. `placement`: as it is in the file, or
+    sandbox for rows that do not say.
     """
     if not path:
         raise InputError("source files: path is missing")
@@ -285,17 +297,38 @@ def files(
     def rows(into: list[Rejected]) -> Rows:
         return read_rows(Path(questions or path), into)
 
+    if is_own(format):
+        yield from _of_own_form(format, rows, build, builder, rejected)
+        return
+    if format != "auto":
+        raise InputError(f"source files: unknown format {format!r}; valid: auto (or file.py:object)")
     first = next(rows([]), ("", {}))[1]
     if {"gold", "reward", "question"} <= first.keys():
         _without_effect(builder, "task files, which are built already")
         for task in _convert(rows(rejected), _task_row, rejected):
+            task = dataclasses.replace(task, reward=anchored(task.reward, Path(path).parent))
             yield dataclasses.replace(task, placement=placement) if placement else task
         return
 
     def contexts(into: list[Rejected]) -> Iterable[Context]:
         return _convert(rows(into), lambda where, row: own(where, row, folder, shared), into)
 
-    yield from build_tasks(contexts, build, rejected)
+    for task in build_tasks(contexts, build, rejected):
+        yield dataclasses.replace(task, reward=anchored(task.reward, Path(path).parent))
+
+
+def own_rewards(spec: Spec) -> set[str]:
+    """The user's own rewards that the rows of a source name. Raises InputError."""
+    name, options = parse_spec(spec)
+    if name != "files" or is_own(options.get("format", "")):
+        return set()
+    file = Path(options.get("questions") or options["path"])
+    found: set[str] = set()
+    for _, row in read_rows(file, []):
+        listed = row.get("questions")
+        asked = [row, *(listed if isinstance(listed, list) else ())]
+        found |= {str(one["reward"]) for one in asked if isinstance(one, dict) and is_own(str(one.get("reward", "")))}
+    return {anchored(reward, Path(options["path"]).parent) for reward in found}
 
 
 SOURCES: dict[str, Callable[..., Iterator[Task]]] = {
@@ -316,6 +349,32 @@ def _convert(rows: Rows, convert: Callable[[str, Row], T], rejected: list[Reject
             yield convert(where, row)
         except InputError as error:
             rejected.append(Rejected(where, str(error)))
+
+
+def _of_own_form(
+    format: str,
+    rows: Callable[[list[Rejected]], Rows],
+    build: BuildConfig,
+    builder: Mapping[str, Any],
+    rejected: list[Rejected],
+) -> Iterator[Task]:
+    """The tasks that a user's form makes of rows, or those that are built from its contexts."""
+    _, first = next(own_form(format, rows([]), []), ("", None))
+    if isinstance(first, Context):
+        yield from build_tasks(lambda into: _contexts(format, own_form(format, rows(into), into)), build, rejected)
+        return
+    _without_effect(builder, "tasks, which a form of rows makes whole")
+    for where, task in own_form(format, rows(rejected), rejected):
+        if not isinstance(task, Task):
+            raise InputError(f"format {format}: gives a Context at {where} after a Task")
+        yield task if task.placement == build.placement else dataclasses.replace(task, placement=build.placement)
+
+
+def _contexts(format: str, items: Iterable[tuple[str, Task | Context]]) -> Iterator[Context]:
+    for where, one in items:
+        if not isinstance(one, Context):
+            raise InputError(f"format {format}: gives a Task at {where} after a Context")
+        yield dataclasses.replace(one, where=one.where or where)
 
 
 def _task_row(where: str, row: Row) -> Task:

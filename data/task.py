@@ -6,11 +6,13 @@ variable. One task is one JSON object a line; `Task.from_json(task.to_json()) ==
 
 import dataclasses
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
 from sandboxrl.data.errors import InputError, nearest
+from sandboxrl.data.plugin import is_own
 
 PLACEMENTS = ("sandbox", "prompt")
 REWARDS = (
@@ -37,7 +39,7 @@ class Task:
     gold: str
     """The right answer as text; letters joined by `, ` for `choices`; JSON for `ifbench` and `tests`."""
     reward: str
-    """One of REWARDS."""
+    """One of REWARDS, a name of `grader.kinds`, or a user's own `file.py:object`; the grader knows which there are."""
     documents: dict[str, str] = field(default_factory=dict)
     """File name (relative, may hold `/`) -> text. In `/testbed/documents/` or in the prompt, see `placement`."""
     examples: tuple[tuple[str, str], ...] = ()
@@ -52,7 +54,7 @@ class Task:
     """What a grader or report needs beyond the above. JSON values only."""
 
     def __post_init__(self) -> None:
-        if self.reward not in REWARDS:
+        if not (re.fullmatch(r"\w+", self.reward) or is_own(self.reward)):
             raise InputError(f"task {self.id}: unknown reward {self.reward!r}{nearest(self.reward, REWARDS)}")
         if self.placement not in PLACEMENTS:
             raise InputError(

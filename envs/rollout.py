@@ -133,7 +133,7 @@ async def rollout(
                     hidden = await kind.prepare(task, sandbox)
                 await _furnish(sandbox, task, files or {})
             try:
-                stop = await _converse(task, policy, environment, sandbox, seed, progress, on_turn)
+                stop = await _converse(task, kind, policy, environment, sandbox, seed, progress, on_turn)
             finally:  # what was made is worth keeping, also when the engine is lost
                 if on_end is not None and sandbox is not None:
                     await on_end(sandbox)
@@ -179,6 +179,7 @@ async def rollout(
 
 async def _converse(
     task: Task,
+    kind: Kind,
     policy: Policy,
     environment: Environment,
     sandbox: Sandbox | None,
@@ -190,7 +191,7 @@ async def _converse(
     limits, tools = environment.limits, environment.tools
     deadline = time.monotonic() + limits.timeout_s
     schemas = tools.schemas() if sandbox is not None and tools is not None else []
-    messages = render(task, environment.arm, environment.mode)
+    messages = render(task, environment.arm, environment.mode, kind.ask)
     conversation = progress.conversation = policy.start(messages, schemas, seed)
     progress.num_prompt = conversation.num_tokens
 

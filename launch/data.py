@@ -17,6 +17,7 @@ from sandboxrl.data.benchmarks import BENCHMARKS, load_benchmark
 from sandboxrl.data.check import CHECKS, Examination, Finding
 from sandboxrl.data.errors import InputError, nearest
 from sandboxrl.data.files import written_whole
+from sandboxrl.data.plugin import is_own
 from sandboxrl.data.reading import Rejected
 from sandboxrl.data.sources import SOURCES, describe_rejected, iter_source, source_options
 from sandboxrl.data.task import Task
@@ -81,10 +82,11 @@ def open_tasks(
     if source in BENCHMARKS:
         words = typed_options(source, {"path": "", "documents": "", "revision": "", "seed": 0, "limit": 0}, options)
         return _benchmark_tasks(source, words, strict, rejected, commits)
-    spec: dict[str, Any] = {"source": source} if source in SOURCES else {"source": "files", "path": source}
-    if source not in SOURCES and not Path(source).exists():
+    named = source in SOURCES or is_own(source)
+    spec: dict[str, Any] = {"source": source} if named else {"source": "files", "path": source}
+    if not named and not Path(source).exists():
         raise InputError(
-            f"{source!r} is neither a task source nor a benchmark nor a file{nearest(source, [*SOURCES, *BENCHMARKS])}"
+            f"{source!r} is neither a task source (yours: file.py:object) nor a benchmark nor a file{nearest(source, [*SOURCES, *BENCHMARKS])}"
         )
     spec |= typed_options(f"source {spec['source']}", source_options(spec["source"]), options)
     return iter_source(spec | {"strict": strict}, rejected, commits=commits)
@@ -114,7 +116,7 @@ def typed_options(what: str, known: Mapping[str, Any], words: Sequence[str]) -> 
             options[key] = value if isinstance(known[key], str) else yaml.safe_load(value)
         except yaml.YAMLError:
             raise InputError(f"{word!r}: cannot read the value") from None
-        if type(options[key]) is not type(known[key]):
+        if known[key] is not None and type(options[key]) is not type(known[key]):
             raise InputError(f"{what}: {key} must be {type(known[key]).__name__}, not {value!r}")
     return options
 

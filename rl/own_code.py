@@ -7,6 +7,8 @@ from typing import Any
 from sandboxrl.data.errors import InputError
 from sandboxrl.data.plugin import Code, digest, is_own
 from sandboxrl.data.prompt.arms import load_arm
+from sandboxrl.data.sources import named_specs, own_rewards
+from sandboxrl.envs.grading.own import own_kind
 from sandboxrl.envs.tools.tool_set import tool_set
 from sandboxrl.rl.config import Recipe
 from sandboxrl.rl.grpo import find_advantage, find_policy_loss
@@ -21,6 +23,8 @@ def with_code(recipe: Recipe) -> Recipe:
     load_hooks(recipe.hooks)
     find_advantage(recipe.loss.advantage)
     find_policy_loss(recipe.loss.policy_loss)
+    for name, value in recipe.grader.kinds.items():
+        own_kind(value, f"grader.kinds.{name}")
     return replace(recipe, code={value: digest(value, key) for key, value in own_values(recipe)})
 
 
@@ -44,10 +48,15 @@ def own_values(recipe: Recipe) -> Iterator[tuple[str, str]]:
         ("loss.advantage", recipe.loss.advantage),
         ("loss.policy_loss", recipe.loss.policy_loss),
         ("sandbox.backend", recipe.sandbox.backend),
+        *((f"grader.kinds.{name}", value) for name, value in recipe.grader.kinds.items()),
         *_sources("tasks.train", recipe.tasks.train),
         *_sources("tasks.eval", recipe.tasks.eval),
     ]
     yield from ((key, value) for key, value in named if is_own(value))
+    for key, sets in (("tasks.train", recipe.tasks.train), ("tasks.eval", recipe.tasks.eval)):
+        for name, spec in named_specs(sets, key).items() if sets else ():
+            spec = {k: v for k, v in spec.items() if k != "weight"} if isinstance(spec, Mapping) else spec
+            yield from ((f"{key}.{name}: reward", reward) for reward in sorted(own_rewards(spec)))
 
 
 def _sources(key: str, sets: Any) -> Iterator[tuple[str, str]]:

@@ -13,12 +13,13 @@ import ray
 
 from sandboxrl.data.errors import InputError, described, nearest, one_line
 from sandboxrl.data.files import read_object, write_whole
-from sandboxrl.data.plugin import OwnCodeFailed
+from sandboxrl.data.plugin import OwnCodeFailed, is_own
 from sandboxrl.data.prompt.arms import load_arm, render
 from sandboxrl.data.sources import load_sources
 from sandboxrl.data.stream import TaskStream, describe_dropped, drop_long
 from sandboxrl.data.task import Task
 from sandboxrl.envs.grading.grader import Grader
+from sandboxrl.envs.grading.kinds import KINDS
 from sandboxrl.envs.policy.chat import ChatFormat, load_tokenizer
 from sandboxrl.envs.sandbox.pool import open_backend
 from sandboxrl.envs.tools.tool_set import tool_set
@@ -105,11 +106,16 @@ def prepare(recipe: Recipe, progress: Progress | None = None, download: bool = T
         model_dir = model_of_run(recipe, recipe.run_dir, download)
         chat_format = load_chat_format(model_dir, recipe)
 
+    grader = Grader(recipe.grader)
+
+    def prompt(task: Task) -> list[dict[str, str]]:
+        return render(task, arm, recipe.mode, grader.kind(task).ask)
+
     def count_tokens(task: Task) -> int:
-        return len(chat_format.prompt_ids(render(task, arm, recipe.mode), schemas))
+        return len(chat_format.prompt_ids(prompt(task), schemas))
 
     for task in itertools.chain(*eval_sets.values()):
-        render(task, arm, recipe.mode)
+        prompt(task)
     kept, dropped, longest = {}, [], min(recipe.tasks.max_prompt_tokens, recipe.limits.max_tokens - 1)
     for name, tasks in train_sets.items():
         kept[name], too_long = drop_long(tasks, longest, count_tokens)
@@ -288,7 +294,11 @@ async def _check_gradable(recipe: Recipe, tasks: Iterable[Task]) -> None:
                 raise InputError(
                     f"task {task.id} is graded by a judge model ({task.reward}), which training has none of"
                 )
-            if kind.needs:
+            if is_own(task.reward) and task.reward not in recipe.code:
+                raise InputError(
+                    f"task {task.id}: name its reward {task.reward} in grader.kinds, so that it is sent along"
+                )
+            if kind.needs or task.reward not in KINDS:
                 await grader.check(task)
     finally:
         await grader.close()

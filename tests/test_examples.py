@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from sandboxrl.data.task import Task
+from sandboxrl.envs.grading import Grader, GraderConfig
 from sandboxrl.envs.sandbox import SandboxConfig, open_backend
 from sandboxrl.envs.tools.tool_set import tool_set
 from sandboxrl.envs.trajectory import Observation, ToolCall
@@ -104,3 +106,53 @@ def test_the_agent(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     summary = json.loads((folder / "results" / "summary.json").read_text())
     assert {mode: numbers["score"] for mode, numbers in summary["aime25"].items()} == {"llm": 1.0, "sandbox": 1.0}
+
+
+def run_verb(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "sandboxrl.launch", *words], cwd=folder, capture_output=True, text=True
+    )
+
+
+def test_the_rewards(folder: Path) -> None:
+    rows = [{"question": "Who?", "answer": "Ada", "reward": f"my_reward.py:{name}"} for name in ("no_longer", "tidy")]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    checked = run_verb(folder, "data", "check", "rows.jsonl")
+    assert checked.returncode == 0 and "ok    the gold answer scores 1" in checked.stdout, (
+        checked.stdout + checked.stderr
+    )
+
+    async def scores() -> list[float]:
+        grader = Grader(GraderConfig(kinds={"rouge": f"{folder}/my_reward.py:SHORT"}))
+        backend = open_backend(SandboxConfig())
+        tidy = Task("t", "s", "Who?", "Ada", f"{folder}/my_reward.py:tidy")
+        replaced = Task("t", "s", "Who?", "Ada", "rouge")
+        try:
+            box = await backend.start()
+            try:
+                await box.write({"left.txt": b"x"})
+                assert grader.kind(replaced).ask == "The answer is one or two words."
+                return [await grader.grade(one, "It is Ada", box) for one in (tidy, replaced)]
+            finally:
+                await box.close()
+        finally:
+            await backend.close()
+            await grader.close()
+
+    assert asyncio.run(scores()) == [0.25, 0.5]
+
+
+def test_the_form_of_rows(folder: Path) -> None:
+    (folder / "quiz.csv").write_text("frage,antwort,thema\nWer?,Ada,Ada schrieb.\nWo?,,Nirgends.\n")
+    built = run_verb(folder, "data", "build", "files", "path=quiz.csv", "format=my_rows.py:quiz", "--out", "t.jsonl")
+    assert built.returncode == 0 and "quiz.csv:3: no answer" in built.stderr, built.stderr
+    (task,) = [json.loads(line) for line in (folder / "t.jsonl").read_text().splitlines()]
+    assert (task["question"], task["gold"], task["documents"]) == ("Wer?", "Ada", {"theme.txt": "Ada schrieb."})
+
+
+def test_the_source(folder: Path) -> None:
+    words = ("data", "build", "my_tasks.py:sums", "digits=3", "num_tasks=5", "--out", "t.jsonl")
+    built = run_verb(folder, *words)
+    assert built.returncode == 0 and len((folder / "t.jsonl").read_text().splitlines()) == 5, built.stderr
+    wrong = run_verb(folder, *words[:3], "digit=3", "--out", "t.jsonl")
+    assert wrong.returncode == 2 and "did you mean 'digits'?" in wrong.stderr

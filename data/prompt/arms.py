@@ -99,11 +99,12 @@ def load_arm(name: str) -> Arm:
     return Arm(**row)
 
 
-def render(task: Task, arm: Arm, mode: str = "sandbox") -> list[dict[str, str]]:
+def render(task: Task, arm: Arm, mode: str = "sandbox", ask: str | None = None) -> list[dict[str, str]]:
     """OpenAI messages that open the conversation about `task`.
 
     In LLM mode the arm's `llm` arm speaks and the documents are in the prompt whatever the task's placement: there is
-    no computer to put them in. Raises InputError when the arm cannot ask this kind of task or does not fit the mode.
+    no computer to put them in. `ask` is how the answer is asked for where the arm does not say. Raises InputError when
+    the arm cannot ask this kind of task or does not fit the mode.
     """
     if mode not in MODES:
         raise InputError(f"unknown mode {mode!r}{nearest(mode, MODES)}")
@@ -111,9 +112,10 @@ def render(task: Task, arm: Arm, mode: str = "sandbox") -> list[dict[str, str]]:
         arm = load_arm(arm.llm)
     if arm.mode != mode:
         raise InputError(f"arm {arm.name} offers no tools and cannot be used in {mode} mode")
-    if task.reward not in arm.answers:
+    note = arm.answers.get(task.reward, ask)
+    if note is None:
         raise InputError(f"arm {arm.name} has no answer format for reward {task.reward!r} (task {task.id})")
-    values = _values(task, arm, mode)
+    values = _values(task, note, mode)
     messages = [{"role": "user", "content": fill(arm.task_template, values)}]
     if system := fill(arm.system, values):
         messages.insert(0, {"role": "system", "content": system})
@@ -142,7 +144,7 @@ def show_options(options: tuple[str, ...] | list[str]) -> str:
     return "\n".join(f"{chr(ord('A') + i)}. {option}" for i, option in enumerate(options))
 
 
-def _values(task: Task, arm: Arm, mode: str) -> dict[str, str]:
+def _values(task: Task, note: str, mode: str) -> dict[str, str]:
     inline = mode == "llm" or task.placement == "prompt"
     letters = f" ({', '.join(task.letters())})" if task.options else ""
     names = sorted(task.documents)  # by name, as `ls` shows them, so that both placements tell the same order
@@ -154,7 +156,7 @@ def _values(task: Task, arm: Arm, mode: str) -> dict[str, str]:
         "files": "" if inline else "\n".join(names),
         "documents": "\n\n".join(_inline(name, task.documents[name]) for name in names) if inline else "",
         "letters": letters,
-        "answer": fill(arm.answers[task.reward], dict.fromkeys(PLACEHOLDERS, "") | {"letters": letters}),
+        "answer": fill(note, dict.fromkeys(PLACEHOLDERS, "") | {"letters": letters}),
     }
 
 

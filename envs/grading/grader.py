@@ -5,13 +5,15 @@ zero.
 """
 
 from collections.abc import Awaitable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from sandboxrl.data.errors import InputError, nearest
+from sandboxrl.data.plugin import is_own
 from sandboxrl.data.task import Task
 from sandboxrl.envs.grading.kinds import kind_of
 from sandboxrl.envs.grading.mathematics import compared
+from sandboxrl.envs.grading.own import own_kind
 from sandboxrl.envs.grading.processes import Workers
 from sandboxrl.envs.grading.protocol import Judge, Kind, Means
 from sandboxrl.envs.grading.release_rules import RULES
@@ -29,9 +31,11 @@ class GraderConfig:
     scheme: str = "strict"
     """`strict`, or `reference`: the rules of the published RL release, for comparison only."""
     workers: int = 2
-    """Processes for mathematics and IFBench."""
+    """Processes for mathematics and IFBench, and as many for your own rewards."""
     deadline_s: float = 20.0
     """For one answer in such a process."""
+    kinds: dict[str, str] = field(default_factory=dict)
+    """Your own kinds by name: `NAME: rewards.py:score`. A name of our table is graded by yours."""
     ifbench: str = ""
     """A checkout of allenai/IFBench; empty: the installed package."""
 
@@ -45,11 +49,15 @@ class Grader:
             raise InputError(f"unknown grader scheme {self.config.scheme!r}{nearest(self.config.scheme, SCHEMES)}")
         self._judge = judge
         self._workers = Workers(self.config.workers, self.config.deadline_s)
-        self._means = Means(self._workers.ask, judge, ifbench=self.config.ifbench)
+        self._own_workers = Workers(self.config.workers, self.config.deadline_s, whole_environment=True)
+        self._means = Means(self._workers.ask, self._own_workers.run_own, judge, ifbench=self.config.ifbench)
+        self._own = {name: own_kind(value, f"grader.kinds.{name}") for name, value in self.config.kinds.items()}
 
     def kind(self, task: Task) -> Kind:
         """How `task` is graded. Raises InputError for an unknown reward."""
-        return kind_of(task.reward)
+        if task.reward not in self._own and is_own(task.reward):
+            self._own[task.reward] = own_kind(task.reward, f"task {task.id}: reward")
+        return self._own.get(task.reward) or kind_of(task.reward, self._own)
 
     async def check(self, task: Task) -> None:
         """Raises InputError if this grader can never give `task` a score of 1: a gold that does not fit its kind, no
@@ -70,7 +78,7 @@ class Grader:
         kind = self.kind(task)
         if kind.reads_answer and not answer.strip():
             return 0.0
-        if self.config.scheme == "reference" and task.reward in RULES:
+        if self.config.scheme == "reference" and task.reward in RULES and task.reward not in self._own:
             request = {"kind": "reference", "task": task.to_json(), "answer": answer}
             return await compared(self._means, request, task.gold)
         if kind.grade is not None:
@@ -81,5 +89,6 @@ class Grader:
 
     async def close(self) -> None:
         await self._workers.close()
+        await self._own_workers.close()
         if self._judge is not None:
             await self._judge.close()

@@ -1,11 +1,15 @@
 """The grading kinds: one table, by the names that a task's `reward` has."""
 
+from collections.abc import Iterable
+
 from sandboxrl.data.errors import InputError, nearest
+from sandboxrl.data.plugin import is_own
 from sandboxrl.envs.grading.ifbench import IFBENCH
 from sandboxrl.envs.grading.judge import JUDGE_EQUALITY, JUDGE_PHYSICS
 from sandboxrl.envs.grading.letters import CHOICE, CHOICES
 from sandboxrl.envs.grading.mathematics import MATH
 from sandboxrl.envs.grading.numbers import NUMBER
+from sandboxrl.envs.grading.own import own_kind
 from sandboxrl.envs.grading.protocol import Kind
 from sandboxrl.envs.grading.repository_tests import TESTS
 from sandboxrl.envs.grading.text import EXACT, ROUGE
@@ -24,8 +28,11 @@ KINDS: dict[str, Kind] = {
 }
 
 
-def kind_of(reward: str) -> Kind:
-    """Raises InputError for a name that is not in the table."""
+def kind_of(reward: str, others: Iterable[str] = ()) -> Kind:
+    """The kind of a task's `reward`, which may be the user's own. Raises InputError for a name that is not in the
+    table; `others` are names that would be right too."""
+    if is_own(reward):
+        return own_kind(reward, "reward")
     if reward not in KINDS:
-        raise InputError(f"unknown reward {reward!r}{nearest(reward, KINDS)}")
+        raise InputError(f"unknown reward {reward!r}{nearest(reward, [*KINDS, *others])} (or file.py:object)")
     return KINDS[reward]

@@ -51,6 +51,8 @@ class Means:
 
     compute: Callable[..., Awaitable[dict[str, Any]]]
     """Asks a grading process (`sandboxrl.envs.grading.processes.Workers.ask`). Raises Exhausted, GraderFailed."""
+    compute_own: Callable[[dict[str, Any], Sandbox | None], Awaitable[dict[str, Any]]]
+    """Runs a user's own reward in such a process, and gives it the sandbox. Raises GraderFailed."""
     judge: Judge | None = None
     sandbox: Sandbox | None = None
     """Where the answer was made."""
