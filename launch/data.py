@@ -86,7 +86,7 @@ def open_tasks(
     spec: dict[str, Any] = {"source": source} if named else {"source": "files", "path": source}
     if not named and not Path(source).exists():
         raise InputError(
-            f"{source!r} is neither a task source (yours: file.py:object) nor a benchmark nor a file{nearest(source, [*SOURCES, *BENCHMARKS])}"
+            f"{source!r} is neither a task source nor a benchmark nor a file{nearest(source, [*SOURCES, *BENCHMARKS])}"
         )
     spec |= typed_options(f"source {spec['source']}", source_options(spec["source"]), options)
     return iter_source(spec | {"strict": strict}, rejected, commits=commits)

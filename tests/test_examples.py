@@ -115,7 +115,8 @@ def run_verb(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_rewards(folder: Path) -> None:
-    rows = [{"question": "Who?", "answer": "Ada", "reward": f"my_reward.py:{name}"} for name in ("no_longer", "tidy")]
+    names = ("no_longer", "tidy")
+    rows = [{"question": f"Who is {name}?", "answer": "Ada", "reward": f"my_reward.py:{name}"} for name in names]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     checked = run_verb(folder, "data", "check", "rows.jsonl")
     assert checked.returncode == 0 and "ok    the gold answer scores 1" in checked.stdout, (
