@@ -30,7 +30,7 @@ VERBS = {
     "view": "one self-contained page of a run or an evaluation, token by token",
     "data": "build and check task files",
     "explain": "every resolved number of a recipe before a GPU is taken",
-    "check": "which checkpoints of a run are whole: sandboxrl check run RUN",
+    "check": "whether a run's checkpoints are whole, and a sandbox backend keeps its promises",
     "status": "what a live run is doing and waiting for",
     "doctor": "what this machine lacks and the line that fixes it",
     "image": "build and check the sandbox image",

@@ -21,7 +21,7 @@ from sandboxrl.envs.grading.judge import JudgeConfig, ModelJudge
 from sandboxrl.envs.policy.protocol import Sampling
 from sandboxrl.envs.rollout import Environment, RolloutLimits
 from sandboxrl.envs.sandbox.pool import Pool, open_backend
-from sandboxrl.envs.sandbox.protocol import BACKENDS, NETWORKS, SandboxConfig
+from sandboxrl.envs.sandbox.protocol import NETWORKS, SandboxConfig
 from sandboxrl.envs.tools.tool_set import tool_set
 from sandboxrl.envs.trajectory import Trajectory
 from sandboxrl.rl.evaluation.evaluate import (
@@ -71,7 +71,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     for name, kind in (("temperature", float), ("top_p", float), ("top_k", int), ("min_p", float)):
         add(f"--{name.replace('_', '-')}", type=kind, default=None, help="default: the paper's for this model")
     add("--repetition-penalty", type=float, default=None, help="default: the paper's for this model")
-    add("--backend", default="bubblewrap", choices=BACKENDS, help="of the sandboxes (default: bubblewrap)")
+    add(
+        "--backend",
+        default="bubblewrap",
+        help="bubblewrap, docker or my.py:Backend (default: bubblewrap)",
+    )
     add("--image", default=SandboxConfig().image, help="of docker sandboxes")
     add("--network", default="none", choices=NETWORKS, help="of the sandboxes (default: none)")
     add("--workers", type=int, default=1, metavar="N", help="engines, for a model folder (default: 1)")

@@ -15,7 +15,7 @@ from sandboxrl.data.task import Task
 from sandboxrl.envs.rollout import Environment, RolloutLimits, rollout
 from sandboxrl.envs.sandbox.artifacts import KEPT_OPEN, Collected, collect, read_inputs
 from sandboxrl.envs.sandbox.pool import Pool, open_backend
-from sandboxrl.envs.sandbox.protocol import BACKENDS, NETWORKS, Sandbox, SandboxConfig
+from sandboxrl.envs.sandbox.protocol import NETWORKS, Sandbox, SandboxConfig
 from sandboxrl.envs.tools.display import visible
 from sandboxrl.envs.tools.tool_set import tool_set
 from sandboxrl.envs.trajectory import StopReason, Trajectory, Turn
@@ -38,7 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--max-tokens", type=int, default=limits.max_tokens, metavar="N", help="default: %(default)s")
     add("--timeout", type=float, default=limits.timeout_s, metavar="S", help="seconds for all of it")
     add("--temperature", type=float, help="default: the paper's for this model")
-    add("--backend", default="bubblewrap", choices=BACKENDS, help="default: bubblewrap")
+    add("--backend", default="bubblewrap", help="bubblewrap, docker or my.py:Backend (default: bubblewrap)")
     add("--image", default=SandboxConfig().image, help="of a docker sandbox")
     add("--network", default="none", choices=NETWORKS, help="of the sandbox; `egress` lets it install packages")
     add("--api-key-env", default="OPENAI_API_KEY", metavar="NAME", help="variable that holds the server's key")

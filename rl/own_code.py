@@ -9,6 +9,7 @@ from sandboxrl.data.plugin import Code, digest, is_own
 from sandboxrl.data.prompt.arms import load_arm
 from sandboxrl.data.sources import named_specs, own_rewards
 from sandboxrl.envs.grading.own import own_kind
+from sandboxrl.envs.sandbox.pool import find_backend
 from sandboxrl.envs.tools.tool_set import tool_set
 from sandboxrl.rl.config import Recipe
 from sandboxrl.rl.grpo import find_advantage, find_policy_loss
@@ -20,6 +21,7 @@ def with_code(recipe: Recipe) -> Recipe:
     have the shape that its place asks for."""
     if recipe.mode == "sandbox":
         tool_set(recipe.tool_set or load_arm(recipe.prompt).tool_set, recipe.tools)
+        find_backend(recipe.sandbox.backend)
     load_hooks(recipe.hooks)
     find_advantage(recipe.loss.advantage)
     find_policy_loss(recipe.loss.policy_loss)

@@ -20,10 +20,13 @@ _HOMES = {
     "envs.sandbox": (
         "Backend",
         "ExecResult",
+        "FileRefused",
         "Limits",
         "Pool",
         "Sandbox",
         "SandboxConfig",
+        "SandboxDied",
+        "SandboxEnded",
         "SandboxError",
         "open_backend",
     ),

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from sandboxrl.data.errors import InputError
 from sandboxrl.data.task import Task
 from sandboxrl.envs.grading import Grader, GraderConfig
 from sandboxrl.envs.sandbox import SandboxConfig, open_backend
@@ -40,6 +41,7 @@ def test_a_recipe_takes_them_all(folder: Path) -> None:
     (folder / "own.yaml").write_text(
         f"extends: {ROOT}/recipes/tiny.yaml\n"
         "tools: [bash, file_editor, finish, search_tool.py:search]\n"
+        "sandbox: {backend: seeded_backend.py:Seeded, options: {folder: course}}\n"
         "loss: {advantage: learning.py:ranked, policy_loss: learning.py:reinforce}\n"
         "hooks: [stop_early.py:StopEarly]\n"
     )
@@ -48,8 +50,44 @@ def test_a_recipe_takes_them_all(folder: Path) -> None:
         "learning.py",
         "learning.py",
         "search_tool.py",
+        "seeded_backend.py",
         "stop_early.py",
     ]
+
+
+def test_the_backend_keeps_the_contract(folder: Path) -> None:
+    (folder / "course").mkdir()
+    (folder / "course" / "a.txt").write_text("seeded")
+    words = ["check", "backend", "seeded_backend.py:Seeded", "--option", "folder=course"]
+    done = subprocess.run(
+        [sys.executable, "-m", "sandboxrl.launch", *words], cwd=folder, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "clauses are kept" in done.stdout
+    config = SandboxConfig(backend=f"{folder}/seeded_backend.py:Seeded", options={"folder": f"{folder}/course"})
+
+    async def body() -> bytes:
+        backend = open_backend(config)
+        try:
+            box = await backend.start()
+            return await box.read("a.txt")
+        finally:
+            await backend.close()
+
+    assert asyncio.run(body()) == b"seeded"
+
+
+def test_a_backend_that_is_none_is_refused(folder: Path) -> None:
+    (folder / "bad.py").write_text(
+        "class NoStart:\n    def __init__(self, config): ...\nclass Plain: ...\nnumber = 1\n"
+    )
+    for name, wrong in (("NoStart", "start"), ("Plain", "config"), ("number", "function"), ("Noplain", "Plain")):
+        with pytest.raises(InputError, match=wrong):
+            open_backend(SandboxConfig(backend=f"{folder}/bad.py:{name}"))
+    with pytest.raises(InputError, match="did you mean 'docker'"):
+        open_backend(SandboxConfig(backend="dokcer"))
+    with pytest.raises(InputError, match="options"):
+        open_backend(SandboxConfig(options={"a": 1}))
 
 
 def test_the_tool(folder: Path) -> None:

@@ -4,26 +4,38 @@ import asyncio
 import logging
 import os
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
 from sandboxrl.data.errors import InputError, nearest
+from sandboxrl.data.plugin import plugged
 from sandboxrl.envs.sandbox.bubblewrap import Bubblewrap
 from sandboxrl.envs.sandbox.docker import Docker
-from sandboxrl.envs.sandbox.protocol import BACKENDS, NETWORKS, Backend, Sandbox, SandboxConfig, SandboxError
+from sandboxrl.envs.sandbox.own import opened, wrong_shape
+from sandboxrl.envs.sandbox.protocol import NETWORKS, Backend, Sandbox, SandboxConfig, SandboxError
 
 _log = logging.getLogger(__name__)
 
 
+BACKENDS: Mapping[str, Callable[[SandboxConfig], Backend]] = {"bubblewrap": Bubblewrap, "docker": Docker}
+
+
+def find_backend(value: str) -> Callable[[SandboxConfig], Backend]:
+    """What makes the backend of that name, or a user's own. Raises InputError."""
+    return plugged(value, BACKENDS, "sandbox.backend", wrong_shape)
+
+
 def open_backend(config: SandboxConfig) -> Backend:
-    """The backend that `config` names. Raises BackendUnavailable with the line that mends it; never another backend."""
+    """The backend that `config` names. Raises BackendUnavailable with the line that mends it, InputError; never another
+    backend."""
     if config.network not in NETWORKS:
         raise InputError(f"sandbox.network={config.network!r}{nearest(config.network, NETWORKS)}")
-    if config.backend == "bubblewrap":
-        return Bubblewrap(config)
-    if config.backend == "docker":
-        return Docker(config)
-    raise InputError(f"sandbox.backend={config.backend!r}{nearest(config.backend, BACKENDS)}")
+    make = find_backend(config.backend)
+    if config.backend not in BACKENDS:
+        return opened(make, config)
+    if config.options:
+        raise InputError(f"sandbox.options: {config.backend} has none; they are for a backend of your own")
+    return make(config)
 
 
 class Pool:

@@ -6,7 +6,7 @@
     ├── SandboxEnded         ended by what ran in it, while its machine is well: the policy's doing, never sampled again
     └── FileRefused          the model's file is bad (missing, link, FIFO, device, too large); also an OSError
 
-One contract suite (`tests/envs/sandbox/test_contract.py`) proves every backend. Everything that comes out of a sandbox
+One contract suite (`envs/sandbox/contract.py`) proves every backend. Everything that comes out of a sandbox
 is bytes from a stranger: bounded, never followed, never unpacked on the host.
 """
 
@@ -20,7 +20,6 @@ WORKDIR = "/testbed"
 DOCUMENTS = "/testbed/documents"
 ANSWER = "/testbed/answer.txt"
 
-BACKENDS = ("bubblewrap", "docker")
 NETWORKS = ("none", "egress", "full")
 
 
@@ -115,7 +114,9 @@ class SandboxConfig:
     CARRIED_OUT: ClassVar = frozenset({"socket", "remote", "warm", "parallel_starts"})
     """Keys that may change when a run goes on; the others are the experiment (`sandboxrl.rl.config`)."""
     backend: str = "bubblewrap"
-    """`bubblewrap` (no daemon) or `docker`. Never a silent fallback."""
+    """`bubblewrap` (no daemon), `docker`, or your own class (`my_backend.py:Backend`). Never a silent fallback."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Settings of your own backend, which it reads from the config it is made with; ours have none."""
     image: str = "sandboxrl/sandbox:latest"
     """Docker image (docker only)."""
     rootfs: str = ""

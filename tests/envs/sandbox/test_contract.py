@@ -1,12 +1,16 @@
-"""What every backend promises (`sandboxrl.envs.sandbox.protocol.Sandbox`), on real sandboxes."""
+"""What every backend promises (`sandboxrl.envs.sandbox.contract`), on real sandboxes; and that the suite can fail."""
 
 import asyncio
-import errno
-import time
+from dataclasses import replace
 
 import pytest
 
-from sandboxrl.envs.sandbox.protocol import ANSWER, FileRefused, Sandbox, SandboxDied
+from sandboxrl.envs.sandbox.contract import CONTRACT, NotKept, examine, keep
+from sandboxrl.envs.sandbox.own import OwnBackend
+from sandboxrl.envs.sandbox.pool import open_backend
+from sandboxrl.envs.sandbox.protocol import FileRefused, Limits, Sandbox, SandboxConfig, SandboxDied
+
+LIMITS = Limits(memory_bytes=768 << 20, disk_bytes=256 << 20)
 
 
 async def output(box: Sandbox, command: str, **options: object) -> bytes:
@@ -15,31 +19,9 @@ async def output(box: Sandbox, command: str, **options: object) -> bytes:
     return result.stdout
 
 
-def test_a_command_says_what_it_did(machine):
-    async def body(box):
-        result = await box.exec("echo out; echo err >&2; exit 7")
-        assert (result.exit_code, result.stdout, result.stderr) == (7, b"out\n", b"err\n")
-        assert (result.stdout_bytes, result.stderr_bytes) == (4, 4)
-        assert not result.timed_out and not result.background
-        assert 0 < result.duration_s < 5
-        killed = await box.exec("kill -KILL $$")
-        assert killed.exit_code == -9 and not killed.timed_out
-
-    machine.run(body)
-
-
-def test_each_command_has_a_fresh_shell_in_the_working_directory(machine):
-    async def body(box):
-        assert await output(box, "pwd") == b"/testbed\n"
-        await output(box, "cd /tmp; export SEEN=1; f() { :; }")
-        assert await output(box, "pwd; echo [$SEEN]") == b"/testbed\n[]\n"
-        assert await output(box, "pwd", cwd="/tmp") == b"/tmp\n"
-        await output(box, "mkdir -p below")
-        assert await output(box, "pwd", cwd="below") == b"/testbed/below\n"
-        missing = await box.exec("echo no", cwd="/nowhere")
-        assert missing.exit_code == 126 and missing.stdout == b"" and b"/nowhere" in missing.stderr
-
-    machine.run(body)
+@pytest.mark.parametrize("clause", CONTRACT)
+def test_a_backend_keeps_the_contract(machine, clause):
+    machine.run_with_backend(lambda backend: keep(clause, backend), limits=LIMITS)
 
 
 def test_a_persistent_shell_keeps_directory_and_exported_variables(machine):
@@ -60,257 +42,6 @@ def test_a_persistent_shell_keeps_directory_and_exported_variables(machine):
     machine.run(body, persist_shell=True)
 
 
-def test_variables_reach_the_command(machine):
-    async def body(box):
-        assert await output(box, 'printf %s "$A$B"', env={"A": "x y", "B": "=\n'é"}) == "x y=\n'é".encode()
-        for bad in ({"": "1"}, {"A=B": "1"}, {"A": "\0"}):
-            with pytest.raises(ValueError, match="environment variable"):
-                await box.exec("true", env=bad)
-
-    machine.run(body)
-
-
-def test_a_timeout_keeps_the_partial_output_and_kills_the_tree(machine):
-    hidden = "(setsid sleep 777 &); env -i setsid nohup sleep 777 >/dev/null 2>&1 & (sh -c 'sleep 777 & sleep 777' &);"
-
-    async def body(box):
-        await output(box, "sleep 555 >/dev/null 2>&1 &")
-        start = time.monotonic()
-        result = await box.exec(f"echo begun; trap '' TERM INT HUP; {hidden} while :; do sleep 1; done", timeout_s=0.5)
-        assert result.timed_out and result.stdout == b"begun\n" and result.exit_code == -9
-        assert time.monotonic() - start < 3
-        assert await output(box, "ps -e -o args | grep -c '^sleep 777' || true") == b"0\n"
-        assert await output(box, "ps -e -o args | grep -c '^sleep 555'") == b"1\n", "an earlier command's own process"
-        polite = await box.exec("trap 'echo saved; exit 5' TERM; while :; do sleep 0.05; done", timeout_s=0.5)
-        assert polite.timed_out and polite.exit_code == 5 and polite.stdout == b"saved\n", "TERM comes before KILL"
-
-    machine.run(body)
-
-
-def test_a_timeout_spares_other_commands_in_flight(machine):
-    async def body(box):
-        spared, timed_out = await asyncio.gather(
-            box.exec("(sleep 1.2; echo inner) & wait; echo outer"), box.exec("sleep 60", timeout_s=0.3)
-        )
-        assert timed_out.timed_out
-        assert spared.exit_code == 0 and spared.stdout == b"inner\nouter\n"
-
-    machine.run(body)
-
-
-def test_exit_code_124_is_not_a_timeout(machine):
-    async def body(box):
-        result = await box.exec("exit 124")
-        assert result.exit_code == 124 and not result.timed_out
-
-    machine.run(body)
-
-
-@pytest.mark.parametrize("limit", [0, 1, 10, 1000, 65536])
-def test_output_is_bounded_with_true_totals(machine, limit):
-    async def body(box):
-        result = await box.exec("seq 200000; seq 200000 >&2", max_bytes=limit)
-        whole = b"".join(b"%d\n" % n for n in range(1, 200001))
-        assert result.stdout_bytes == result.stderr_bytes == len(whole)
-        for kept in (result.stdout, result.stderr):
-            assert len(kept) <= limit
-            if limit >= 1000:
-                head, rest = kept.split(b"\n[... ", 1)
-                dropped, tail = rest.split(b" bytes dropped ...]\n", 1)
-                assert whole.startswith(head) and whole.endswith(tail)
-                assert len(head) + len(tail) + int(dropped) == len(whole)
-        exact = await box.exec(f"head -c {limit} /dev/zero", max_bytes=limit)
-        assert exact.stdout == bytes(limit)
-
-    machine.run(body)
-
-
-def test_endless_output_costs_nothing(machine):
-    async def body(box):
-        result = await box.exec("yes", timeout_s=1, max_bytes=20000)
-        assert result.timed_out and len(result.stdout) <= 20000 and result.stdout_bytes > 1 << 20
-        assert await output(box, "echo alive") == b"alive\n"
-
-    machine.run(body)
-
-
-def test_output_is_bytes(machine):
-    async def body(box):
-        assert (
-            await output(box, r"printf '\xff\xfe\x00\x1b[31mred\r\n\xe2\x82'") == b"\xff\xfe\x00\x1b[31mred\r\n\xe2\x82"
-        )
-
-    machine.run(body)
-
-
-def test_a_background_process_does_not_hold_the_answer(machine):
-    async def body(box):
-        start = time.monotonic()
-        result = await box.exec("(while :; do echo spam; sleep 0.01; done) & echo started")
-        assert time.monotonic() - start < 1
-        assert result.background and b"started\n" in result.stdout
-        await asyncio.sleep(0.3)
-        assert int(await output(box, "ps -e -o args | grep -c '[s]pam' || true")) >= 1, "it was not ended by SIGPIPE"
-        quiet = await box.exec("sleep 100 >/dev/null 2>&1 & echo started")
-        assert not quiet.background
-
-    machine.run(body)
-
-
-def test_commands_of_any_length_and_content(machine):
-    async def body(box):
-        assert await output(box, f"echo {'x' * 200_000} | wc -c") == b"200001\n"
-        assert await output(box, "echo 'é\n名'") == "é\n名\n".encode()
-        assert await output(box, "cat <<'E'\n$(id)`id`\\\nE") == b"$(id)`id`\\\n"
-        nul = await box.exec("echo a\0b")
-        assert nul.exit_code == 126 and b"NUL" in nul.stderr
-        assert (await box.exec("echo \ud800")).exit_code == 0, "a lone surrogate of a model's JSON"
-        assert (await box.exec("echo 'unbalanced")).exit_code != 0
-        assert await output(box, "") == b""
-
-    machine.run(body)
-
-
-def test_nothing_waits_for_input(machine):
-    async def body(box):
-        result = await box.exec("cat; read x; echo $?; python3 -c 'import sys; print(sys.stdin.read())'", timeout_s=10)
-        assert result.stdout == b"1\n\n" and not result.timed_out
-
-    machine.run(body)
-
-
-def test_many_commands_in_flight(machine):
-    async def body(box):
-        start = time.monotonic()
-        results = await asyncio.gather(*(box.exec(f"sleep 0.3; echo {n}") for n in range(20)))
-        assert [result.stdout for result in results] == [b"%d\n" % n for n in range(20)]
-        assert time.monotonic() - start < 4
-
-    machine.run(body)
-
-
-@pytest.mark.parametrize("timeout_s", [0, -1, float("inf"), float("nan")])
-def test_a_time_limit_is_a_positive_number(machine, timeout_s):
-    async def body(box):
-        with pytest.raises(ValueError, match="timeout_s"):
-            await box.exec("true", timeout_s=timeout_s)
-
-    machine.run(body)
-
-
-def test_files_go_in_and_come_back_byte_for_byte(machine):
-    files = {
-        "/testbed/documents/deep/er/a.txt": b"one\r\n\xff\x00",
-        "relative.txt": b"",
-        "/testbed/documents/a\nb \xfc 名.txt": b"2",
-        "/testbed/documents/-rf": b"3",
-        "/testbed/documents/$(id)`id`'\" ;": b"4",
-        "/testbed/big": bytes(range(256)) * (9 << 12),
-    }
-
-    async def body(box):
-        await box.write(files)
-        for path, data in files.items():
-            assert await box.read(path, max_bytes=len(data)) == data, path
-        assert await output(box, "find documents -type f -print0 | tr -dc '\\0' | wc -c") == b"4\n"
-        await box.write({"relative.txt": b"longer", "/testbed/big": b"short"})
-        assert await box.read("relative.txt") == b"longer"
-        assert await box.read("/testbed/../testbed/./big") == b"short"
-        await box.write({})
-
-    machine.run(body)
-
-
-REFUSED = {
-    "nothing": ("true", errno.ENOENT),
-    "link": ("ln -s /etc/passwd answer.txt", errno.ELOOP),
-    "link to nothing": ("ln -s /nowhere answer.txt", errno.ELOOP),
-    "link to a special file": ("ln -s /proc/self/environ answer.txt", errno.ELOOP),
-    "fifo": ("mkfifo answer.txt", errno.EINVAL),
-    "folder": ("mkdir answer.txt", errno.EINVAL),
-    "socket": ("python3 -c \"import socket; socket.socket(socket.AF_UNIX).bind('answer.txt')\"", errno.ENXIO),
-    "device": ("ln -s /dev/zero answer.txt", errno.ELOOP),
-    "too large": ("head -c 1048577 /dev/zero > answer.txt", errno.EFBIG),
-    "sparse": ("truncate -s 1900M answer.txt", errno.EFBIG),
-}
-
-
-@pytest.mark.parametrize("kind", REFUSED)
-def test_reading_never_follows_and_never_waits(machine, kind):
-    command, number = REFUSED[kind]
-
-    async def body(box):
-        await output(box, command)
-        start = time.monotonic()
-        with pytest.raises(FileRefused) as caught:
-            await box.read(ANSWER)
-        assert caught.value.errno == number
-        assert time.monotonic() - start < 2
-        await output(box, "rm -rf answer.txt; echo 42 > answer.txt")
-        assert await box.read(ANSWER) == b"42\n"
-
-    machine.run(body)
-
-
-def test_no_component_of_a_path_may_be_a_link(machine):
-    async def body(box):
-        await output(box, "mkdir real; echo 1 > real/file; ln -s real link; ln -s /etc documents; mkfifo pipe")
-        for path in ("link/file", "/proc/self/cwd/real/file", "documents/passwd"):
-            with pytest.raises(FileRefused):
-                await box.read(path)
-        for path in ("link/new", "documents/planted", "link", "pipe", "real", "real/file/below", "/proc/self/cwd/x"):
-            with pytest.raises(FileRefused):
-                await box.write({path: b"x"})
-        assert await output(box, "ls real; test -e /etc/planted || echo none") == b"file\nnone\n"
-        with pytest.raises(FileRefused):
-            await box.read("a\0b")
-        with pytest.raises(ValueError, match="max_bytes"):
-            await box.read("real/file", max_bytes=1 << 40)
-
-    machine.run(body)
-
-
-def test_a_full_disk_refuses_the_file_and_leaves_the_sandbox_usable(machine):
-    async def body(box):
-        await box.exec("head -c 600M /dev/zero > big")
-        with pytest.raises(FileRefused) as caught:
-            await box.write({"more": b"x" * (1 << 20)})
-        assert caught.value.errno == errno.ENOSPC
-        await output(box, "rm big")
-        await box.write({"more": b"x"})
-
-    machine.run(body)
-
-
-def test_closing_ends_it_for_good(machine):
-    async def body(box):
-        assert box.alive
-        pending = asyncio.create_task(box.exec("sleep 60"))
-        await asyncio.sleep(0.1)
-        await asyncio.gather(box.close(), box.close())
-        await box.close()
-        assert not box.alive
-        with pytest.raises(SandboxDied):
-            await pending
-        for call in (box.exec("true"), box.read("x"), box.write({"x": b""})):
-            with pytest.raises(SandboxDied):
-                await call
-
-    machine.run(body)
-
-
-def test_sandboxes_share_nothing(machine):
-    async def body(first, second):
-        assert first.id != second.id
-        await first.write({"secret": b"1", "/tmp/secret": b"1"})
-        await output(first, "sleep 444 >/dev/null 2>&1 &")
-        seen = "ls -A /testbed; ls -A /tmp; ps -e -o args | grep -c '^sleep' || true"
-        assert await output(second, seen) == b"0\n"
-        assert await output(first, seen) == b"secret\nsecret\n1\n"
-
-    machine.run(body, boxes=2)
-
-
 def test_every_command_is_ended_before_pid_1_when_memory_is_short(machine):
     async def body(box):
         for _ in range(5):
@@ -318,3 +49,128 @@ def test_every_command_is_ended_before_pid_1_when_memory_is_short(machine):
             assert scores[0] == b"1000" and int(scores[1]) < 1000
 
     machine.run(body)
+
+
+class Wrapped:
+    """Bubblewrap, with one method of its sandboxes changed."""
+
+    name = "wrapped"
+    changes: dict = {}
+
+    def __init__(self, config):
+        self._inner = open_backend(replace(config, backend="bubblewrap", options={}, limits=LIMITS))
+
+    async def start(self, image=""):
+        box = await self._inner.start(image)
+        for name, change in self.changes.items():
+            setattr(box, name, change(getattr(box, name)))
+        return box
+
+    async def close(self):
+        await self._inner.close()
+
+
+def altered(**more):
+    """`exec` whose result is changed in some of its facts."""
+
+    def change(method):
+        async def run(*words, **options):
+            result = await method(*words, **options)
+            return replace(result, **{name: make(result) for name, make in more.items()})
+
+        return run
+
+    return change
+
+
+def mended(data):
+    """`read` that gives back something where it should refuse."""
+
+    def change(method):
+        async def read(path, max_bytes=1 << 20):
+            try:
+                return await method(path, max_bytes)
+            except FileRefused:
+                return data
+
+        return read
+
+    return change
+
+
+def does_nothing(method):
+    async def nothing(*words, **options):
+        return None
+
+    return nothing
+
+
+def shared(method):
+    async def run(command, *words, **options):
+        return await method(command.replace("/testbed/secret /tmp/secret", "/etc/passwd"), *words, **options)
+
+    return run
+
+
+LIARS = {
+    # the clause that must notice: what is changed
+    "results of commands": {"exec": altered(exit_code=lambda result: max(0, result.exit_code))},
+    "a fresh shell in the working directory": {"exec": lambda m: lambda c, cwd="", **o: m(f"cd /tmp; {c}", **o)},
+    "variables and limits of a call": {"exec": lambda m: lambda c, env=None, **o: m(c, **o)},
+    "the time limit": {"exec": lambda m: lambda c, timeout_s=120.0, **o: m(c, timeout_s=max(timeout_s, 20.0), **o)},
+    "many commands at once": {"exec": altered(stdout=lambda result: b"")},
+    "bounded output": {"exec": lambda m: lambda c, max_bytes=None, **o: m(c, **o)},
+    "background processes": {"exec": altered(background=lambda result: False)},
+    "commands of any length and content": {"exec": lambda m: lambda c, **o: m(c[:100_000], **o)},
+    "files in and out": {"write": does_nothing},
+    "files that are none": {"read": mended(b"")},
+    "links in paths": {"read": mended(b"")},
+    "a full disk": {"write": does_nothing},
+    "memory": {"exec": altered(timed_out=lambda result: True)},
+    "processes": {"exec": altered(stdout=lambda result: b"3000")},
+    "closing": {"close": does_nothing},
+    "sandboxes apart": {"exec": shared},
+    "folders": {"unpack": does_nothing},
+}
+
+
+@pytest.mark.parametrize("clause", CONTRACT)
+def test_each_clause_can_be_broken(machine, clause):
+    if machine.name != "bubblewrap":
+        pytest.skip("one backend is enough to lie about")
+
+    async def whole():
+        backend = Wrapped(SandboxConfig())
+        backend.changes = LIARS[clause]
+        try:
+            with pytest.raises((NotKept, FileRefused, SandboxDied, TypeError)):
+                await keep(clause, backend)
+        finally:
+            await backend.close()
+
+    asyncio.run(whole())
+
+
+class Raising(Wrapped):
+    changes = {"exec": lambda method: lambda *words, **options: 1 / 0, "read": does_nothing}
+
+
+def test_a_fault_of_the_users_backend_is_the_machines(machine, caplog):
+    if machine.name != "bubblewrap":
+        pytest.skip("a backend of one's own stands before any")
+
+    async def whole():
+        backend = OwnBackend(Raising(SandboxConfig()), "my.py:Raising")
+        box = await backend.start()
+        with pytest.raises(SandboxDied, match=r"my.py:Raising: exec\(\): ZeroDivisionError"):
+            await box.exec("true")
+        with pytest.raises(SandboxDied, match="gave back NoneType, not bytes"):
+            await box.read("x")
+        await box.close()
+        problems = [verdict.problem async for verdict in examine(backend)]
+        assert all("ZeroDivisionError" in problem or "NoneType" in problem for problem in problems if problem)
+        assert len([problem for problem in problems if problem]) >= len(CONTRACT) - 1
+        await backend.close()
+
+    asyncio.run(whole())
+    assert "ZeroDivisionError: division by zero" in caplog.text
