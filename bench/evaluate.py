@@ -129,7 +129,7 @@ def our_run(out: Path, rows: Path, url: str, mode: str, image: str = "") -> Outc
     words = f"evaluate {url} --model instant --benchmarks chembench --data chembench={rows} --mode {mode}"
     words += f" --repeats 1 --parallel {WORKERS} --arm reference --out {out}"
     if image:
-        words += f" --backend docker --image {image}"
+        words += f" sandbox.backend=docker sandbox.image={image}"
     execute([sys.executable, "-m", "sandboxrl.launch", *words.split()])
     done = read_results(out)
     return [one.score or 0.0 for one in done], busy_s(done)

@@ -16,7 +16,7 @@ PYTHON is that of an environment of its own with the official graders; ours are 
 | `graders/math` | llm-in-sandbox 0.2.0, which asks math-verify | golds of `dapo_math/`, right and wrong answers |
 | `graders/letters` | llm-in-sandbox 0.2.0 | rows of `chembench/` and `medxpertqa/`, twenty dresses each |
 | `graders/verdicts` | its reading of a judge's reply | replies written here |
-| `graders/reference_scheme` | its router, against `--scheme reference` | these, and `context_qa/fairytaleqa` |
+| `graders/reference_scheme` | its router, against `grader.scheme=reference` | these, and `context_qa/fairytaleqa` |
 
 `ours` is how many verdicts are the same, `limit` how many there are. `--raw FILE` takes every kind of disagreement with
 its number and one example (of real rows, so it is not for publishing). What the official grader cannot grade there

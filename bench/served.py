@@ -100,7 +100,7 @@ def main() -> None:
     with serving(model, args.out / "serve.log", args.max_model_len) as url, repository(args.image) as image:
         words = [url, "--model", str(model), *benchmark_words(args.out, NUM_ROWS, 1024, image, args.ifbench)]
         if args.image:
-            words += ["--backend", "docker", "--image", args.image]
+            words += ["sandbox.backend=docker", f"sandbox.image={args.image}"]
         found = ours(args.out, words)
         found |= judged_by_itself(args.out, url, str(model))
         found |= one_prompt(args.out, url, str(model))
@@ -245,8 +245,8 @@ def benchmark_words(out: Path, limit: int, max_tokens: int, image: str = "", ifb
             path = real
             verifier = Path(ifbench) if name == "ifbench" else verifier
         words += ["--data", f"{name}={path}"]
-    words += ["--ifbench", str(verifier), "--judge", "scripted:judge", "--repeats", "1"]
-    return [*words, "--max-turns", "8", "--max-tokens", str(max_tokens)]
+    words += [f"grader.ifbench={verifier}", "--judge", "scripted:judge", "--repeats", "1"]
+    return [*words, "limits.max_turns=8", f"limits.max_tokens={max_tokens}"]
 
 
 # ---------------------------------------------------------------------------------------------------------- our harness
@@ -283,7 +283,7 @@ def judged_by_itself(out: Path, url: str, model: str) -> dict[str, Any]:
     """The small model as its own judge: it says no verdict, so no trajectory that needs one may get a score."""
     rows = " ".join(f"--data {name}={out / 'rows' / name}.jsonl" for name in ("ugphysics", "aa_lcr"))
     words = f"{url} --model {model} --benchmarks ugphysics,aa_lcr --mode llm {rows} --limit 2 --repeats 1 --attempts 1"
-    words += f" --max-tokens 1024 --judge {url} --judge-model {model} --out {out / 'judged'}"
+    words += f" limits.max_tokens=1024 --judge {url} --judge-model {model} --out {out / 'judged'}"
     done = subprocess.run(
         [sys.executable, "-m", "sandboxrl.launch", "evaluate", *words.split()], cwd=ROOT, capture_output=True
     )

@@ -6,7 +6,6 @@ standard error; `SANDBOXRL_TRACEBACK=1` shows where in the code it was raised.
 
 # PYTHON_ARGCOMPLETE_OK
 
-import argparse
 import contextlib
 import importlib
 import io
@@ -14,10 +13,10 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Any, NoReturn
 
 import sandboxrl
 from sandboxrl.data.errors import InputError, described, is_machine_fault, nearest, one_line, told
+from sandboxrl.launch.parser import Parser
 from sandboxrl.launch.signals import like_ctrl_c
 
 VERBS = {
@@ -37,20 +36,6 @@ VERBS = {
 }
 NESTED = ("check", "data", "image")
 """Verbs with verbs of their own: argparse cannot take their options and their words in any order."""
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse that says what is wrong by an InputError, with the nearest valid word."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **{"allow_abbrev": False, **options})
-
-    def error(self, message: str) -> NoReturn:
-        unknown = message.removeprefix("unrecognized arguments: ")
-        if unknown != message and unknown.startswith("-"):
-            word = unknown.split()[0].partition("=")[0]
-            message = f"unknown argument {word!r}{nearest(word, self._option_string_actions)}"
-        raise InputError(message)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,29 +1,30 @@
 """`sandboxrl evaluate MODEL --benchmarks a,b --mode sandbox|llm|both --out DIR`: score a model on benchmarks."""
 
 import argparse
-import asyncio
 import json
 import math
-import signal
+import re
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sandboxrl.data.benchmarks import BENCHMARKS, Selection, load_benchmark
-from sandboxrl.data.errors import InputError, nearest
+from sandboxrl.data.errors import InputError, nearest, one_line
 from sandboxrl.data.files import write_whole
 from sandboxrl.data.prompt.arms import load_arm
-from sandboxrl.envs.grading.grader import Grader, GraderConfig
+from sandboxrl.envs.grading.grader import Grader
 from sandboxrl.envs.grading.judge import JudgeConfig, ModelJudge
 from sandboxrl.envs.policy.protocol import Sampling
-from sandboxrl.envs.rollout import Environment, RolloutLimits
+from sandboxrl.envs.rollout import Environment
 from sandboxrl.envs.sandbox.pool import Pool, open_backend
-from sandboxrl.envs.sandbox.protocol import NETWORKS, SandboxConfig
 from sandboxrl.envs.tools.tool_set import tool_set
 from sandboxrl.envs.trajectory import Trajectory
+from sandboxrl.launch.parser import configure_progress
+from sandboxrl.launch.signals import run_async
 from sandboxrl.rl.evaluation.evaluate import (
     EvaluationStopped,
     ResultFolder,
@@ -35,15 +36,36 @@ from sandboxrl.rl.evaluation.evaluate import (
     run_trials,
 )
 from sandboxrl.rl.evaluation.models import ModelSpec, open_policies, paper_sampling
+from sandboxrl.rl.evaluation.settings import EvaluationSettings, evaluation_settings
 from sandboxrl.rl.reports.analysis import Prices, summaries
+from sandboxrl.rl.reports.progress import Progress, opened
 
 SELECTION = "selection.json"
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What the command line asks for."""
+
+    settings: EvaluationSettings
+    max_tokens: int
+    """Of every trajectory; 0: each benchmark's own."""
+    given: set[str]
+    """The keys that were given."""
+
+
 MODES = {"sandbox": ("sandbox",), "llm": ("llm",), "both": ("llm", "sandbox")}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("model", metavar="MODEL", nargs="?", help="a model folder, an OpenAI-compatible server's URL, or scripted:NAME")
+    add(
+        "words",
+        metavar="MODEL [key=value …]",
+        nargs="*",
+        help="a model folder, an OpenAI-compatible server's URL or "
+        "scripted:NAME; then keys as in a recipe, of sandbox, limits, sampling, grader, engine, and num_workers",
+    )
     add("--policy", default="", metavar="FILE.py:NAME", help="your own agent instead of MODEL")
     add("--model", dest="model_name", default="", metavar="NAME", help="the server's name for the model")
     add("--benchmarks", required=True, metavar="A,B", help=f"some of: {', '.join(BENCHMARKS)}")
@@ -64,57 +86,58 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--arm", default="paper", help="prompt arm, or a YAML file (default: paper)")
     add("--parallel", type=int, default=16, metavar="N", help="trajectories at the same time (default: 16)")
     add("--attempts", type=int, default=3, metavar="N", help="of a trajectory that the machine loses (default: 3)")
-    limits = RolloutLimits()
-    add("--max-turns", type=int, default=limits.max_turns, metavar="N", help="default: %(default)s")
-    add("--max-tokens", type=int, default=0, metavar="N", help="of a trajectory (default: 65536, AA-LCR 131072)")
-    add("--timeout", type=float, default=limits.timeout_s, metavar="S", help="seconds for one trajectory")
-    for name, kind in (("temperature", float), ("top_p", float), ("top_k", int), ("min_p", float)):
-        add(f"--{name.replace('_', '-')}", type=kind, default=None, help="default: the paper's for this model")
-    add("--repetition-penalty", type=float, default=None, help="default: the paper's for this model")
-    add(
-        "--backend",
-        default="bubblewrap",
-        help="bubblewrap, docker or my.py:Backend (default: bubblewrap)",
-    )
-    add("--image", default=SandboxConfig().image, help="of docker sandboxes")
-    add("--network", default="none", choices=NETWORKS, help="of the sandboxes (default: none)")
-    add("--workers", type=int, default=1, metavar="N", help="engines, for a model folder (default: 1)")
     add("--api-key-env", default="OPENAI_API_KEY", metavar="NAME", help="variable that holds the server's key")
-    add("--scheme", default="strict", help="`reference`: grade as the published release does (default: strict)")
     add("--judge", default="", metavar="MODEL", help="judge: a server's URL or a model folder")
     add("--judge-model", default="", metavar="NAME", help="the judge server's name for it")
     add("--judge-key-env", default="OPENAI_API_KEY", metavar="NAME", help="variable that holds the judge's key")
     add("--judge-repeats", type=int, default=1, metavar="K", help="verdicts per answer (default: 1)")
     add("--judge-temperature", type=float, default=0.0, help="default: 0")
-    add("--ifbench", default="", metavar="DIR", help="checkout of allenai/IFBench (default: the installed package)")
     add("--price-read", type=float, default=0.0, metavar="X", help="price of a million tokens read")
     add("--price-written", type=float, default=0.0, metavar="X", help="price of a million tokens written")
     add("--keep-tokens", action="store_true", help="keep every token id and log-probability (model folders)")
+    configure_progress(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    if bool(args.model) == bool(args.policy):
-        raise InputError("name a MODEL or --policy FILE.py:NAME, one of them")
-    args.model = args.model or args.policy
-    for name in ("limit", "repeats"):
-        if getattr(args, name) < 0:
-            raise InputError(f"--{name} must not be negative")
-    for name in ("parallel", "attempts", "workers", "max_turns", "judge_repeats"):
-        if getattr(args, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} must be at least 1")
+    chosen = check(args)
     selections = select(args)
-    folder = ResultFolder(args.out, settings(args))
+    folder = ResultFolder(args.out, identity(args, chosen))
+    out = sys.stdout if args.progress == "json" else sys.stderr
     try:
-        asyncio.run(_until_signalled(evaluate(args, selections, folder)))
+        with opened(args.progress, out) as progress:
+            run_async(evaluate(args, chosen, selections, folder, progress))
     except EvaluationStopped as error:
         print(f"sandboxrl evaluate: {error}", file=sys.stderr)
         return 1
-    except asyncio.CancelledError:
-        print(f"sandboxrl evaluate: interrupted; the same command continues {args.out}", file=sys.stderr)
-        return 1
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"the same command continues {args.out}") from None
     finally:
         folder.close()
-    return 1 if report(args, selections) else 0
+    return 1 if report(args, chosen, selections) else 0
+
+
+def check(args: argparse.Namespace) -> Chosen:
+    """The words of the command line, checked as far as nothing needs to be read. Raises InputError."""
+    words = list(args.words)
+    args.model = words.pop(0) if words and not _is_key(words[0]) else ""
+    if bool(args.model) == bool(args.policy):
+        raise InputError("name a MODEL or --policy FILE.py:NAME, one of them")
+    args.model = args.model or args.policy
+    for name in ("limit", "repeats", "price_read", "price_written", "judge_temperature"):
+        if not 0 <= getattr(args, name) < math.inf:
+            raise InputError(f"--{name.replace('_', '-')} must be 0 or more, not {getattr(args, name)}")
+    for name in ("parallel", "attempts", "judge_repeats"):
+        if not 1 <= getattr(args, name) <= 1_000_000:
+            raise InputError(f"--{name} must be at least 1, not {getattr(args, name)}".replace("_", "-"))
+    names = [name.strip() for name in args.benchmarks.split(",") if name.strip()]
+    if not names:
+        raise InputError(f"--benchmarks is empty; some of: {', '.join(BENCHMARKS)}")
+    settings, given = evaluation_settings(words, paper_sampling(args.model, args.model_name))
+    return Chosen(settings, settings.limits.max_tokens if "limits.max_tokens" in given else 0, given)
+
+
+def _is_key(word: str) -> bool:
+    return re.match(r"[a-z_]+(\.[a-z_]+)*=", word) is not None
 
 
 def select(args: argparse.Namespace) -> list[Selection]:
@@ -128,8 +151,7 @@ def select(args: argparse.Namespace) -> list[Selection]:
         paths[name] = path
     selections = []
     noted = args.out / SELECTION  # a folder that is continued goes on with the rows it began with
-    before = json.loads(noted.read_text()) if noted.is_file() else []
-    commits = {asked: commit for one in before for asked, commit in one.get("commits", {}).items()}
+    commits = _noted_commits(noted)
     for name in dict.fromkeys(names):
         path, revision = paths.get(name, ""), ""
         if path.startswith(("@", "original@")):
@@ -143,66 +165,69 @@ def select(args: argparse.Namespace) -> list[Selection]:
     return selections
 
 
-def sampling(args: argparse.Namespace) -> Sampling:
-    """The paper's sampling for this model, and what the command line says otherwise."""
-    found = paper_sampling(args.model, args.model_name)
-    return replace(found, **{key: getattr(args, key) for key in asdict(found) if getattr(args, key) is not None})
+def _noted_commits(file: Path) -> dict[str, str]:
+    """Data set of the hub -> commit that an evaluation began with. Raises InputError."""
+    try:
+        before = json.loads(file.read_bytes()) if file.is_file() else []
+        return {asked: commit for one in before for asked, commit in one.get("commits", {}).items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{file} is damaged or not of an evaluation: {one_line(error)}") from None
 
 
-def settings(args: argparse.Namespace) -> dict[str, Any]:
+def identity(args: argparse.Namespace, chosen: Chosen) -> dict[str, Any]:
     """What must be the same for results to stand in one folder. Never a key or what is in one."""
     arm = load_arm(args.arm)
     return {
         "model": ModelSpec(args.model).public_name,
         "model_digest": ModelSpec(args.model).digest(),
         "model_name": args.model_name,
-        "sampling": asdict(sampling(args)),
+        "sampling": asdict(chosen.settings.sampling),
         "seed": args.seed,
         "arm": arm.name,
         "arm_digest": [arm.digest, load_arm(arm.llm).digest],
-        "limits": [args.max_turns, args.max_tokens, args.timeout],
+        "max_tokens": chosen.max_tokens,
         "placement": args.placement,
-        "backend": args.backend,
-        "image": args.image if args.backend == "docker" else "",
-        "network": args.network,
-        "scheme": args.scheme,
+        **chosen.settings.experiment(),
         "judge": [ModelSpec(args.judge).public_name, args.judge_model, args.judge_repeats, args.judge_temperature],
     }
 
 
-async def evaluate(args: argparse.Namespace, selections: list[Selection], folder: ResultFolder) -> None:
+async def evaluate(
+    args: argparse.Namespace, chosen: Chosen, selections: list[Selection], folder: ResultFolder, progress: Progress
+) -> None:
     """Everything that has no result yet."""
+    settings = chosen.settings
     write_whole(folder.path / SELECTION, json.dumps([one.record for one in selections], indent=1) + "\n")
-    trials = plan(selections, MODES[args.mode], args.repeats, args.seed, args.max_tokens)
+    trials = plan(selections, MODES[args.mode], args.repeats, args.seed, chosen.max_tokens)
     todo = folder.todo(trials)
-    print(f"{len(trials)} trajectories, {len(trials) - len(todo)} of them done already", file=sys.stderr)
+    progress.detail(f"{len(trials)} trajectories, {len(trials) - len(todo)} of them done already")
     if not todo:
         return
     for trial in todo:
-        if trial.task.image and args.backend != "docker":
-            raise InputError(f"benchmark {trial.benchmark}: its tasks bring images of their own (--backend docker)")
-    limits = RolloutLimits(max_turns=args.max_turns, timeout_s=args.timeout)
+        if trial.task.image and settings.sandbox.backend != "docker":
+            raise InputError(f"benchmark {trial.benchmark}: its tasks bring their own images (sandbox.backend=docker)")
     longest = max(trial.max_tokens for trial in todo)
     async with AsyncExitStack() as stack:
         judge = await stack.enter_async_context(open_judge(args, folder.path)) if args.judge else None
-        grader = Grader(GraderConfig(scheme=args.scheme, ifbench=args.ifbench), judge)
+        grader = Grader(settings.grader, judge)
         stack.push_async_callback(grader.close)
         for trial in {(trial.benchmark, trial.task.id): trial for trial in todo}.values():
             await grader.check(trial.task)
         pool = None
         if any(trial.mode == "sandbox" for trial in todo):
-            # few ahead: a model is slower than a sandbox, and what is left over at the end was started for nothing
-            sandbox = SandboxConfig(backend=args.backend, image=args.image, network=args.network, warm=2)
-            pool = Pool(open_backend(sandbox), sandbox.warm)
+            pool = Pool(open_backend(settings.sandbox), settings.sandbox.warm, settings.sandbox.parallel_starts)
             stack.push_async_callback(pool.close)
-        spec = ModelSpec(args.model, args.model_name, sampling(args), args.api_key_env, args.workers, longest)
+        engine = settings.engine
+        if "engine.max_model_len" not in chosen.given:
+            engine = replace(engine, max_model_len=longest)
+        spec = ModelSpec(args.model, args.model_name, settings.sampling, args.api_key_env, settings.num_workers, engine)
         tasks = [task for one in selections for task in one.tasks]
-        policies = await stack.enter_async_context(open_policies(spec, tasks))
+        with progress.stage("model"):
+            policies = await stack.enter_async_context(open_policies(spec, tasks))
         arm = load_arm(args.arm)
         mode, tools = ("sandbox", tool_set(arm.tool_set)) if pool else ("llm", None)
-        sample = Sampler(policies, Environment(arm, mode, limits, tools, pool, grader), args.keep_tokens)
-        with Progress(len(todo)) as progress:
-            await run_trials(todo, sample, folder, args.parallel, args.attempts, on_end=progress)
+        sample = Sampler(policies, Environment(arm, mode, settings.limits, tools, pool, grader), args.keep_tokens)
+        await run_trials(todo, sample, folder, args.parallel, args.attempts, on_end=Counting(progress, len(todo)))
 
 
 @asynccontextmanager
@@ -214,48 +239,28 @@ async def open_judge(args: argparse.Namespace, folder: Path) -> AsyncIterator[Mo
         yield ModelJudge(policies[0], identity, config)
 
 
-class Progress:
-    """One line on the terminal that counts; without a terminal, a line every tenth of the way."""
+class Counting:
+    """Counts the trajectories that end, with their mean score."""
 
-    def __init__(self, total: int) -> None:
-        self.total, self.done, self.right, self.lost = total, 0, 0.0, 0
-
-    def __enter__(self) -> "Progress":
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bar
-
-        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[told]}"), TimeRemainingColumn())
-        self._terminal = sys.stderr.isatty()
-        from rich.console import Console
-
-        self._bar = Bar(*columns, console=Console(stderr=True), disable=not self._terminal)
-        self._bar.start()
-        self._task = self._bar.add_task("", total=self.total, told="")
-        return self
+    def __init__(self, progress: Progress, total: int) -> None:
+        self._progress, self._started, self._total = progress, time.monotonic(), total
+        self._done, self._lost, self._right = 0, 0, 0.0
+        progress.begin("evaluating", total)
 
     def __call__(self, trial: Trial, trajectory: Trajectory) -> None:
-        self.done += 1
-        self.right += trajectory.score or 0.0
-        self.lost += trajectory.stop.machine_fault
-        told = f"mean score {self.right / max(1, self.done - self.lost):.3f}" + f", {self.lost} lost" * bool(self.lost)
-        self._bar.update(self._task, advance=1, told=told)
-        if not self._terminal and (self.done * 10 // self.total) > ((self.done - 1) * 10 // self.total):
-            print(f"{self.done} of {self.total}, {told}", file=sys.stderr)
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        self._done += 1
+        self._right += trajectory.score or 0.0
+        self._lost += trajectory.stop.machine_fault
+        lost = f", {self._lost} lost" if self._lost else ""
+        mean = self._right / max(1, self._done - self._lost)
+        self._progress.count(trajectory.num_sampled, f"mean score {mean:.3f}{lost}")
+        each_s = (time.monotonic() - self._started) / self._done
+        self._progress.overall(self._done / self._total, (self._total - self._done) * each_s)
 
 
-async def _until_signalled(work: Any) -> None:
-    """Run `work`; SIGTERM ends it as Ctrl-C does, so that every sandbox is closed."""
-    task = asyncio.ensure_future(work)
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    await task
-
-
-def report(args: argparse.Namespace, selections: list[Selection]) -> int:
+def report(args: argparse.Namespace, chosen: Chosen, selections: list[Selection]) -> int:
     """Write summary.json, print the scores, and return how many trials have no result."""
-    trials = plan(selections, MODES[args.mode], args.repeats, args.seed)
+    trials = plan(selections, MODES[args.mode], args.repeats, args.seed, chosen.max_tokens)
     wanted = {trial.key for trial in trials}
     expected: dict[tuple[str, str], int] = {}
     for trial in trials:
@@ -264,7 +269,9 @@ def report(args: argparse.Namespace, selections: list[Selection]) -> int:
     prices = Prices(args.price_read, args.price_written) if args.price_read or args.price_written else None
     summary = summaries(found, expected, prices)
     write_whole(args.out / "summary.json", json.dumps(_plain(summary), indent=1, ensure_ascii=False) + "\n")
-    for name, modes in summary.items():
+    if args.progress == "json":
+        print(json.dumps({"event": "end", "summary": _plain(summary), "missing": len(wanted) - len(found)}))
+    for name, modes in summary.items() if args.progress != "json" else ():
         for mode, numbers in modes.items():
             told = {"num_missing": "lost, not scored", "num_too_long": "prompts too long for the model's context"}
             notes = ", ".join(f"{numbers[key]} {text}" for key, text in told.items() if numbers[key])

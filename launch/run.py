@@ -19,6 +19,7 @@ from sandboxrl.envs.sandbox.protocol import NETWORKS, Sandbox, SandboxConfig
 from sandboxrl.envs.tools.display import visible
 from sandboxrl.envs.tools.tool_set import tool_set
 from sandboxrl.envs.trajectory import StopReason, Trajectory, Turn
+from sandboxrl.rl.engine.config import EngineConfig
 from sandboxrl.rl.evaluation.models import ModelSpec, open_policies, paper_sampling
 
 
@@ -92,7 +93,14 @@ async def _run(
 
     pool = Pool(open_backend(config), warm=0)
     try:
-        spec = ModelSpec(where, args.model if args.endpoint else "", sampling, args.api_key_env, 1, args.max_tokens)
+        spec = ModelSpec(
+            where,
+            args.model if args.endpoint else "",
+            sampling,
+            args.api_key_env,
+            1,
+            EngineConfig(max_model_len=args.max_tokens),
+        )
         async with open_policies(spec) as policies:
             environment = Environment(arm, limits=limits, tools=tool_set(arm.tool_set), pool=pool)
             given = {**KEPT_OPEN, **files}

@@ -7,6 +7,7 @@ from pathlib import Path
 from sandboxrl.data import files
 from sandboxrl.data.errors import InputError, one_line
 from sandboxrl.data.files import read_jsonl
+from sandboxrl.launch.parser import configure_progress
 from sandboxrl.launch.signals import run_async
 from sandboxrl.rl.config import Recipe, find_recipe, load_recipe, save_recipe
 from sandboxrl.rl.continuing import RECIPE, go_back, held, is_finished, out_of_job, recipe_of_folder
@@ -25,15 +26,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--to-step", type=int, metavar="M", help="last step of a replay; default: the run's last")
     add("--dry-run", action="store_true", help="check the recipe, model, tasks and sandbox, and stop")
     configure_progress(parser)
-
-
-def configure_progress(parser: argparse.ArgumentParser) -> None:
-    """`--quiet` and `--json`, for every verb that takes long."""
-    shown = parser.add_mutually_exclusive_group()
-    told = "no progress, only what comes of it"
-    shown.add_argument("--quiet", dest="progress", action="store_const", const="quiet", default="auto", help=told)
-    told = "one JSON object per line: stages, progress, steps, evaluations, the end"
-    shown.add_argument("--json", dest="progress", action="store_const", const="json", help=told)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_origin
+from typing import Any, ClassVar, Literal, TypeVar, get_origin
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -35,6 +35,7 @@ from sandboxrl.rl.guards import GuardsConfig
 from sandboxrl.rl.learner.config import LearnerConfig
 from sandboxrl.rl.watch import WatchConfig
 
+T = TypeVar("T")
 LARGEST = 1 << 53
 """No number of a recipe is larger: beyond it floats are not exact."""
 
@@ -296,6 +297,18 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return recipe
 
 
+def with_overrides(base: T, words: Sequence[str]) -> tuple[T, set[str]]:
+    """A dataclass of settings with `a.b=c` words over it, and the keys that they name. Raises InputError."""
+    layer = _anchored(_read_overrides(words, type(base)), Path.cwd())
+    try:
+        found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(base), layer))
+    except OmegaConfBaseException as error:
+        key, message = getattr(error, "full_key", ""), str(error).split("\n")[0]
+        raise InputError(f"{key}: {one_line(message)}") from None
+    assert isinstance(found, type(base))
+    return found, {word.partition("=")[0] for word in words}
+
+
 def save_recipe(recipe: Recipe, path: Path) -> None:
     """The resolved recipe; loading it again gives an equal one."""
     write_whole(path, OmegaConf.to_yaml(OmegaConf.structured(recipe)))
@@ -347,7 +360,7 @@ def _replace_task_sets(layers: list[Any]) -> None:
                     del below.tasks[key.removeprefix("tasks.")]
 
 
-def _read_overrides(words: Sequence[str]) -> dict[str, Any]:
+def _read_overrides(words: Sequence[str], section: type = Recipe) -> dict[str, Any]:
     values: dict[str, Any] = {}
     texts: dict[str, Any] = {}
     for word in words:
@@ -356,7 +369,7 @@ def _read_overrides(words: Sequence[str]) -> dict[str, Any]:
         value, text = plain_yaml.read_word(found[2], found[1])
         _put(values, found[1].split("."), value)
         _put(texts, found[1].split("."), text)
-    return _typed(Recipe, values, texts, "")
+    return _typed(section, values, texts, "")
 
 
 def _put(into: dict[str, Any], keys: list[str], value: Any) -> None:

@@ -99,6 +99,6 @@ def test_the_wheel_trains_evaluates_shows_and_exports(python: Path, folder: Path
     sandboxrl(python, folder, "view", "runs/mine", "--out", "page.html")
     sandboxrl(python, folder, "export", "runs/mine", "--out", "exported")
     (folder / "rows.jsonl").write_text('{"id": 1, "problem": "What is 1+1?", "answer": "2"}\n')
-    words = "--benchmarks aime25 --data aime25=rows.jsonl --mode llm --repeats 1 --max-tokens 200 --out results"
+    words = "--benchmarks aime25 --data aime25=rows.jsonl --mode llm --repeats 1 limits.max_tokens=200 --out results"
     sandboxrl(python, folder, "evaluate", "exported", *words.split())
     assert (folder / "results" / "summary.json").is_file()

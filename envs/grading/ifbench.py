@@ -62,7 +62,7 @@ async def _ready(task: Task, means: Means) -> None:
     except GraderFailed as error:
         raise InputError(
             "IFBench needs its official verifier: install the package of github.com/allenai/IFBench, or name a "
-            f"checkout of it (--ifbench DIR): {error}"
+            f"checkout of it (grader.ifbench=DIR): {error}"
         ) from None
     for name in json.loads(task.gold)["instruction_id_list"]:
         if name not in reply["names"]:

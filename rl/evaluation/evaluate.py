@@ -187,7 +187,8 @@ class Sampler:
 
     async def __call__(self, trial: Trial) -> Trajectory:
         shared = self._environment
-        limits = replace(shared.limits, max_tokens=trial.max_tokens, max_tokens_per_turn=trial.max_tokens)
+        per_turn = min(trial.max_tokens, shared.limits.max_tokens_per_turn)
+        limits = replace(shared.limits, max_tokens=trial.max_tokens, max_tokens_per_turn=per_turn)
         environment = replace(shared, mode=trial.mode, limits=limits)
         i = self._load.index(min(self._load))
         self._load[i] += 1

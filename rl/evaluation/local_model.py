@@ -2,9 +2,9 @@
 
 import asyncio
 import contextlib
-import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,11 @@ import ray
 from ray.exceptions import RayActorError, RayError
 
 from sandboxrl.data.errors import InputError
+from sandboxrl.data.files import read_object
 from sandboxrl.envs.policy.chat import ChatFormat, TokenPolicy, load_tokenizer
 from sandboxrl.envs.policy.protocol import EngineLost, Policy, Sampled, Sampling
 from sandboxrl.rl.cluster.connect import cause, connect
-from sandboxrl.rl.engine.config import EngineConfig, on_cpu, worker_environment
+from sandboxrl.rl.engine.config import EngineConfig, check_runs_here, on_cpu, worker_environment
 from sandboxrl.rl.engine.vllm import VllmEngine
 
 START_TIMEOUT_S = 900.0
@@ -98,18 +99,27 @@ class RemoteEngine:
             ray.kill(self._actor)
 
 
+def model_limit(config_file: Path) -> int:
+    """The longest sequence that a model was made for, 0 where its config.json does not say. Raises InputError."""
+    limit = read_object(config_file).get("max_position_embeddings") or 0
+    if not isinstance(limit, int) or limit < 0:
+        raise InputError(f"{config_file}: max_position_embeddings must be a whole number, not {limit!r}")
+    return limit
+
+
 @asynccontextmanager
 async def local_policies(
-    model_dir: str, workers: int, max_tokens: int, sampling: Sampling
+    model_dir: str, workers: int, engine: EngineConfig, sampling: Sampling
 ) -> AsyncIterator[list[Policy]]:
-    """So many engines of a Hugging Face folder, on Ray, for conversations of at most `max_tokens`. Raises InputError,
-    EngineLost."""
+    """So many engines of a Hugging Face folder, on Ray, for conversations of at most `engine.max_model_len` tokens, or
+    the model's own limit if that is smaller. Raises InputError, EngineLost."""
     folder = str(Path(model_dir).resolve())
     config_file = Path(folder, "config.json")
     if not config_file.is_file():
         raise InputError(f"{model_dir} is not a Hugging Face model folder: it has no config.json")
-    model_limit = int(json.loads(config_file.read_text()).get("max_position_embeddings") or max_tokens)
-    config = EngineConfig(max_model_len=min(model_limit, max_tokens))
+    check_runs_here(engine)
+    wanted = engine.max_model_len
+    config = replace(engine, max_model_len=min(wanted, model_limit(config_file) or wanted))
     chat_format = ChatFormat(load_tokenizer(folder))
     connect("")
     engines = [RemoteEngine(folder, config, chat_format.stop_ids) for _ in range(workers)]

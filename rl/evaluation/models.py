@@ -14,6 +14,7 @@ from sandboxrl.data.task import Task
 from sandboxrl.envs.grading.rehearsal import rehearsed
 from sandboxrl.envs.policy.own import load_policy
 from sandboxrl.envs.policy.protocol import Policy, Sampling
+from sandboxrl.rl.engine.config import EngineConfig
 
 PAPER_SAMPLING = {
     "claude": Sampling(temperature=1.0),
@@ -41,8 +42,8 @@ class ModelSpec:
     """Environment variable that holds the server's key. The key itself is never kept."""
     workers: int = 1
     """Engines (folders only)."""
-    max_tokens: int = 65_536
-    """Longest conversation the engine must hold (folders only); the model's own limit if that is smaller."""
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    """How each engine runs (folders only); the longest conversation is the model's own limit if that is smaller."""
 
     @property
     def is_endpoint(self) -> bool:
@@ -108,7 +109,7 @@ async def open_policies(spec: ModelSpec, tasks: Iterable[Task] = ()) -> AsyncIte
     elif Path(spec.where).is_dir():
         from sandboxrl.rl.evaluation.local_model import local_policies  # heavy: Ray, tokenizers
 
-        async with local_policies(spec.where, spec.workers, spec.max_tokens, spec.sampling) as policies:
+        async with local_policies(spec.where, spec.workers, spec.engine, spec.sampling) as policies:
             yield policies
     else:
         raise InputError(

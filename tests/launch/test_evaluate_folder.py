@@ -37,7 +37,7 @@ def test_a_model_folder_is_evaluated_and_continued_after_a_kill(tmp_path):
     ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = f"evaluate {model} --benchmarks chembench --data chembench={tmp_path}/rows.jsonl --repeats 4 --arm compact"
-    words += f" --max-turns 3 --max-tokens 4000 --parallel 4 --out {tmp_path}/out --keep-tokens"
+    words += f" limits.max_turns=3 limits.max_tokens=4000 --parallel 4 --out {tmp_path}/out --keep-tokens"
     command = [sys.executable, "-m", "sandboxrl.launch", *words.split()]
 
     process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE)

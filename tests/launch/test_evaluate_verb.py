@@ -29,7 +29,7 @@ def words(tmp_path):
     }
     said = json.dumps({"instruction_id_list": ["count:keyword"], "kwargs": [{"keyword": "such", "n": 1}]})
     rows = PUBLISHED | {"swebench_verified": swe, "ifbench": PUBLISHED["ifbench"] | {"ground_truth": said}}
-    found = ["--ifbench", str(tmp_path / "ifbench"), "--judge", "scripted:judge", "--repeats", "2"]
+    found = [f"grader.ifbench={tmp_path}/ifbench", "--judge", "scripted:judge", "--repeats", "2"]
     for name, row in rows.items():
         file = tmp_path / f"{name}.jsonl"
         file.write_text(json.dumps(row) + "\n")
@@ -84,10 +84,10 @@ def test_the_gold_of_no_task_enters_a_sandbox_or_a_prompt(tmp_path):
         ("/no/folder --benchmarks aime25 --data aime25={aime}", "neither a model folder"),
         ("http://127.0.0.1:9/v1 --benchmarks aime25 --data aime25={aime} --mode llm", "--model NAME"),
         ("scripted:gold --benchmarks aa_lcr --data aa_lcr={lcr} --mode llm", "--judge"),
-        ("scripted:gold --benchmarks ifbench --data ifbench={ifbench} --mode llm", "--ifbench DIR"),
-        ("scripted:gold --benchmarks swebench_verified --data swebench_verified={swe}", "--backend docker"),
+        ("scripted:gold --benchmarks ifbench --data ifbench={ifbench} --mode llm", "grader.ifbench=DIR"),
+        ("scripted:gold --benchmarks swebench_verified --data swebench_verified={swe}", "sandbox.backend=docker"),
         ("scripted:gold --benchmarks aime25 --data aime25={aime} --arm papre", "did you mean 'paper'"),
-        ("scripted:gold --benchmarks aime25 --data aime25={aime} --scheme loose --mode llm", "strict"),
+        ("scripted:gold --benchmarks aime25 --data aime25={aime} grader.scheme=loose --mode llm", "strict"),
     ],
 )
 def test_wrong_input_is_one_clear_line(tmp_path, capsys, line, told):

@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from sandboxrl.data.errors import InputError
-from sandboxrl.launch.sweep import (
+from sandboxrl.rl.config import load_recipe, save_recipe
+from sandboxrl.rl.sweep import (
     Cell,
     Outcome,
     as_csv,
@@ -26,7 +27,6 @@ from sandboxrl.launch.sweep import (
     tabulate,
     write_recipe,
 )
-from sandboxrl.rl.config import load_recipe, save_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 ABLATIONS = sorted((ROOT / "recipes/ablations").glob("*.yaml"))

@@ -64,8 +64,8 @@ def test_a_sweep_that_was_stopped_goes_on_and_a_broken_arm_hides_no_other(tmp_pa
     rows.write_text(
         "".join(json.dumps({"id": i, "problem": f"What is 1+{i}?", "answer": 1 + i}) + "\n" for i in (1, 2))
     )
-    evaluate = f"--benchmarks aime25 --data aime25={rows} --mode both --repeats 1 --max-turns 2 --max-tokens 2000"
-    evaluate += f" --arm {ROOT / 'recipes/ablations/tiny/arm.yaml'}"
+    evaluate = f"--benchmarks aime25 --data aime25={rows} --mode both --repeats 1 limits.max_turns=2"
+    evaluate += f" limits.max_tokens=2000 --arm {ROOT / 'recipes/ablations/tiny/arm.yaml'}"
     content = {"recipe": str(ROOT / "recipes/tiny.yaml"), "out": str(out), "arms": arms, "evaluate": evaluate}
     path.write_text(yaml.safe_dump({**content, "set": {**SMALL, "model.path": str(model)}}))
 

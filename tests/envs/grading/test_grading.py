@@ -169,7 +169,7 @@ def test_ifbench_trouble_is_an_error_and_never_a_zero(checkout):
 
 
 def test_ifbench_without_its_verifier_says_how_to_get_it(tmp_path):
-    with pytest.raises(InputError, match="--ifbench DIR"):
+    with pytest.raises(InputError, match="grader.ifbench=DIR"):
         check(ifbench("count:keyword"), GraderConfig(ifbench=str(tmp_path)))
     (tmp_path / "instructions_registry.py").write_text("raise SystemExit('no network')")
     with pytest.raises(InputError, match="no network"):
