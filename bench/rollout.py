@@ -56,7 +56,7 @@ def main() -> None:
         parser.error("--out is needed")
     from sandboxrl.rl.run import resolve_model
 
-    args.model = resolve_model(args.model, seed=0)
+    args.model = resolve_model(args.model)
     write_report(args.out, run(args))
 
 

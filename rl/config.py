@@ -43,7 +43,7 @@ LARGEST = 1 << 53
 @dataclass(frozen=True)
 class ModelConfig:
     path: str = ""
-    """Hugging Face folder, or `start:tiny` for the small model that this project makes itself."""
+    """Hugging Face folder; or `start:tiny`, the small model that ships; `start:tiny@7` makes another one in minutes."""
     call_format: Literal["auto", "hermes", "qwen3_coder"] = "auto"
     """How the model writes tool calls; `auto` reads it off the chat template."""
     chat_template: str = ""
@@ -110,7 +110,7 @@ class Recipe:
     out: str = "runs"
     """Folder that holds the run folders."""
     seed: int = 0
-    """Of everything that is drawn: the order of tasks, the samples, the built-in corpus and the starting policy."""
+    """Of everything that is drawn: the order of tasks, the samples and the built-in corpus."""
     steps: int = 150
     """Optimizer updates of the policy, one batch each."""
     mode: Literal["sandbox", "llm"] = "sandbox"

@@ -35,7 +35,7 @@ from sandboxrl.rl.own_code import with_code
 from sandboxrl.rl.reports.pages.run import write_report
 from sandboxrl.rl.reports.progress import Progress, opened
 from sandboxrl.rl.reports.run_folder import Log
-from sandboxrl.rl.start.config import START_PREFIX, named_start
+from sandboxrl.rl.start.config import START_PREFIX, named_start, start_folder
 from sandboxrl.rl.trainer import LearnerLost, RunFailed, Work
 from sandboxrl.rl.watch import Watch
 
@@ -147,21 +147,21 @@ def model_of_run(recipe: Recipe, run_dir: Path, download: bool = True) -> str:
     known = noted.read_text() if noted.is_file() else ""
     if known and Path(known).is_dir():
         return known
-    return resolve_model(recipe.model.path, recipe.seed, run_dir.resolve().parent, download)
+    return resolve_model(recipe.model.path, run_dir.resolve().parent, download)
 
 
-def resolve_model(path: str, seed: int, out: Path = Path("runs"), download: bool = True) -> str:
-    """The folder of `path`; `start:NAME` is made first, under `out`, with a progress bar, where it is not there yet.
-    Without `download` the folder of a model of the hub holds no weights."""
+def resolve_model(path: str, out: Path = Path("runs"), download: bool = True) -> str:
+    """The folder of `path`. A starting policy is put under `out`; one that does not ship is made there first, with a
+    progress bar. Without `download` the folder of a model of the hub holds no weights."""
     if path.startswith(START_PREFIX):
-        config, folder = named_start(path, seed, out / "start")
+        folder = start_folder(path, out / "start")
         if folder.is_dir():
             return str(folder)
         from sandboxrl.rl.start.make import show_start  # torch, which a model that is there does not need
 
-        return str(show_start(config, folder))
+        return str(show_start(named_start(path)[1], folder))
     if not path:
-        raise InputError("model.path: name a Hugging Face folder, or start:tiny for the small model made here")
+        raise InputError("model.path: name a Hugging Face folder, or start:tiny for the small model that ships")
     if Path(path).is_dir():
         for needed in ("config.json", "tokenizer_config.json"):
             if not (Path(path) / needed).is_file():

@@ -351,7 +351,7 @@ def print_model(recipe_file: str) -> None:
     from sandboxrl.rl.run import resolve_model
 
     recipe = load_recipe(recipe_file)
-    print(resolve_model(recipe.model.path, recipe.seed, Path(recipe.out)))
+    print(resolve_model(recipe.model.path, Path(recipe.out)))
 
 
 if __name__ == "__main__":

@@ -1,19 +1,23 @@
-"""Starting policies: small models that this project makes itself, each once, kept in a folder named after all that
-shapes it. `rl/start/make.py` makes them; nothing here needs torch.
+"""Starting policies: small models that this project makes itself. `start:tiny` ships with the package, any other is
+made once by `rl/start/make.py`; both are kept under the runs, in a folder named by what made them. Nothing here needs
+torch.
 """
 
 import hashlib
 import json
+import os
+import re
+import shutil
+import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import sandboxrl.data.builtin
-import sandboxrl.rl.start.scripts
-import sandboxrl.rl.start.tokenizer
 from sandboxrl.data.errors import InputError, nearest
-from sandboxrl.rl.start.scripts import ARM, TOOLS
+from sandboxrl.data.files import digest
 
 START_PREFIX = "start:"
+SHIPPED = Path(__file__).parent
+"""Here lies the folder `NAME` of each starting policy, as its default settings made it."""
 
 
 @dataclass(frozen=True)
@@ -43,26 +47,59 @@ class StartConfig:
     other_lr: float = 3e-3
     """AdamW, for the embedding and the norms."""
     act_lr_scale: float = 0.5
-    threads: int = 1
-    """Two save a little time on an idle machine and cost twice the time on a busy one."""
 
 
 CONFIGS = {"tiny": StartConfig()}
 
 
-def named_start(path: str, seed: int, root: Path) -> tuple[StartConfig, Path]:
-    """The settings of the starting policy `start:NAME`, and its folder, which may not be there yet."""
-    name = path.removeprefix(START_PREFIX)
+def named_start(path: str) -> tuple[str, StartConfig]:
+    """Name and settings of the starting policy `start:NAME` or `start:NAME@SEED`. Raises InputError."""
+    name, at, seed = path.removeprefix(START_PREFIX).partition("@")
     if name not in CONFIGS:
         raise InputError(f"model.path: unknown starting policy {path!r}{nearest(name, CONFIGS)}")
-    config = replace(CONFIGS[name], seed=seed)
-    return config, (root / f"{name}-{fingerprint(config)}").resolve()
+    if at and not re.fullmatch(r"0|[1-9][0-9]{0,8}", seed):
+        raise InputError(f"model.path: {path!r}: after the @ comes a seed, for example start:{name}@7")
+    return name, replace(CONFIGS[name], seed=int(seed)) if at else CONFIGS[name]
+
+
+def start_folder(path: str, root: Path) -> Path:
+    """Where the starting policy `path` is under `root`: a copy of the shipped one, which is put there now, or one that
+    is made there and may not be there yet.
+
+    The shipped one is copied because a run outlives the installation that it began with: an upgrade would change its
+    model, and a Ray job's working directory is removed behind it. Raises InputError.
+    """
+    name, config = named_start(path)
+    if config != CONFIGS[name]:
+        return (root / f"{name}@{config.seed}-{fingerprint(config)}").resolve()
+    shipped = SHIPPED / name
+    files = sorted(file for file in shipped.iterdir() if file.is_file())
+    content = hashlib.sha256(b"".join(file.name.encode() + file.read_bytes() for file in files)).hexdigest()
+    folder = (root / f"{name}-{content[:12]}").resolve()
+    if not folder.is_dir():
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=_made(root)) as partial:
+            shutil.copytree(shipped, made := Path(partial) / name)
+            appear(made, folder)
+    return folder
 
 
 def fingerprint(config: StartConfig) -> str:
-    """Twelve hex digits of everything that shapes the model: settings, this program, its corpus, prompt and tools."""
-    settings = json.dumps([asdict(config), ARM.digest, TOOLS.schemas()], sort_keys=True)
-    modules = (sandboxrl.data.builtin, sandboxrl.rl.start.scripts, sandboxrl.rl.start.tokenizer)
-    programs = [Path(__file__).with_name("make.py"), *(Path(str(module.__file__)) for module in modules)]
-    digests = [hashlib.sha256(program.read_bytes()).hexdigest() for program in programs]
-    return hashlib.sha256("\n".join([settings, *digests]).encode()).hexdigest()[:12]
+    """Twelve hex digits of what shapes the model: its settings, and text of the very kind that it is taught, in which
+    any change of the corpus, the prompt, the tools or the chat template shows."""
+    from sandboxrl.rl.start.tokenizer import taught_texts  # transformers, which the shipped one does not need
+
+    return digest(json.dumps(asdict(config), sort_keys=True), *taught_texts(config.seed, 8))[:12]
+
+
+def appear(made: Path, folder: Path) -> None:
+    """Give a complete folder its name. Another process may have made the same meanwhile: theirs stays."""
+    try:
+        os.rename(made, folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

@@ -11,15 +11,21 @@ stages, because a small model that is shown whole trajectories alone never learn
               into the answer), with all the weight on the copied tokens
     acting    whole trajectories; most are flawed (they answer without looking or give up), copied tokens weigh more
 
-Tasks come from the training split only.
+Tasks come from the training split only. The one that ships was made by
+
+    python -m sandboxrl.rl.start.make tiny --out rl/start/tiny
 """
 
+import argparse
 import json
+import os
 import random
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,14 +36,37 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from sandboxrl.data.builtin import build
+from sandboxrl.data.errors import InputError
+from sandboxrl.data.files import digest
+from sandboxrl.data.prompt.arms import render
 from sandboxrl.data.task import Task
 from sandboxrl.envs.policy.chat import ChatFormat
 from sandboxrl.envs.trajectory import Trajectory
-from sandboxrl.rl.start.config import StartConfig
-from sandboxrl.rl.start.scripts import FLAWS, Player, play_all
+from sandboxrl.rl.start.config import StartConfig, appear, named_start
+from sandboxrl.rl.start.scripts import ARM, FLAWS, TOOLS, Player, play_all
 from sandboxrl.rl.start.tokenizer import make_tokenizer
 
 NUM_PROBES = 64
+NUM_PARTS = 4
+"""Forward passes of one step, as many at a time as there are cores: each takes lessons of similar lengths, so little of
+it is padding. One core for each and not all for one: cores that must meet after every product stand still together
+where one of them has other work."""
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m sandboxrl.rl.start.make", description="Make a starting policy.")
+    parser.add_argument("name", help="tiny, or tiny@SEED")
+    parser.add_argument("--out", type=Path, required=True, help="folder to make, which must not exist")
+    args = parser.parse_args(argv)
+    try:
+        _, config = named_start(args.name)
+        if args.out.exists():
+            raise InputError(f"{args.out} exists already")
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(show_start(config, args.out))
+    return 0
 
 
 def show_start(config: StartConfig, folder: Path) -> Path:
@@ -52,38 +81,73 @@ def show_start(config: StartConfig, folder: Path) -> Path:
         return make_start(config, folder, progress)
 
 
-def make_start(config: StartConfig, folder: Path, progress: Callable[[str, float, str], None]) -> Path:
+def make_start(
+    config: StartConfig, folder: Path, progress: Callable[[str, float, str], None], dtype: torch.dtype | None = None
+) -> Path:
     """Make the starting policy in `folder`, which appears only when it is complete. Returns it.
 
-    `progress(stage, done, note)` is told how far along things are, `done` from 0 to 1.
+    `progress(stage, done, note)` is told how far along things are, `done` from 0 to 1. Products are of `dtype`; None:
+    the faster one here. The same settings make the same bits on one type of processor with one version of torch and the
+    same `dtype`, however many cores there are. Weights are rounded to bfloat16, which halves the file; the model
+    computes in float32.
     """
     clock = time.monotonic()
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     threads = torch.get_num_threads()
     try:
-        torch.set_num_threads(config.threads)
+        torch.set_num_threads(1)  # see NUM_PARTS
         progress("tokenizer", 0.0, "")
         tokenizer = make_tokenizer(config.seed)
         lessons = make_lessons(config, ChatFormat(tokenizer), lambda done: progress("scripts", 0.1 * done, ""))
         model = make_model(config, tokenizer)
+        dtype = dtype or faster_dtype(model, lessons.acting[:NUM_PARTS])
         measured = _train(
-            config, model, tokenizer, lessons, lambda stage, done, note: progress(stage, 0.1 + 0.9 * done, note)
+            config, model, lessons, dtype, lambda stage, done, note: progress(stage, 0.1 + 0.9 * done, note)
         )
-        model.save_pretrained(unfinished)
+        measured["rounded"] = save_rounded(model, unfinished, lessons.probes)
         tokenizer.save_pretrained(unfinished)
-        record = {"config": asdict(config), **measured, "made_in_s": round(time.monotonic() - clock, 1)}
+        record = {
+            "config": asdict(config),
+            "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "vocab_size": len(tokenizer),
+            "measured": measured,
+            "expects": expectations(tokenizer),
+            "made_with": {
+                "torch": torch.__version__,
+                "processor": torch.backends.cpu.get_cpu_capability(),
+                "dtype": str(dtype).removeprefix("torch."),
+            },
+            "made_in_s": round(time.monotonic() - clock, 1),
+        }
         (unfinished / "start.json").write_text(json.dumps(record, indent=2) + "\n")
+        for file in unfinished.iterdir():
+            file.chmod(0o644)
         unfinished.chmod(0o755)
-        try:
-            unfinished.rename(folder)
-        except OSError:  # another process made the same model meanwhile
-            if not folder.is_dir():
-                raise
+        appear(unfinished, folder)
         return folder.resolve()
     finally:
         torch.set_num_threads(threads)
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def expectations(tokenizer: PreTrainedTokenizerFast) -> dict[str, str]:
+    """Digests of what a model of this tokenizer meets today: it was made for these, and no others will do.
+
+    Vocabulary; token ids of prompts; token ids of trajectories that solve their tasks, observations and all; the tools.
+    """
+    chat_format = ChatFormat(tokenizer)
+    tasks = build("tiny", "train", 32, 0)
+    prompts = [chat_format.prompt_ids(render(task, ARM, "sandbox"), TOOLS.schemas()) for task in tasks]
+    rng = random.Random(0)
+    played = play_all([Player(chat_format, task, "searches", rng) for task in tasks])
+    met = {
+        "vocabulary": sorted(tokenizer.get_vocab().items()),
+        "prompt_ids": [list(ids) for ids in prompts],
+        "trajectory_ids": [[int(token) for token in one.tokens.ids] for one in played if one.tokens],
+        "tools": TOOLS.schemas(),
+    }
+    return {name: digest(json.dumps(value)) for name, value in met.items()}
 
 
 # ---- lessons
@@ -196,14 +260,29 @@ def make_model(config: StartConfig, tokenizer: PreTrainedTokenizerFast) -> Qwen3
     return model
 
 
+def faster_dtype(model: Any, lessons: list[Lesson]) -> torch.dtype:
+    """bfloat16 where this processor computes a gradient of some lessons faster in it than in float32: it is emulated by
+    those that cannot multiply it, ten times as slow. The model is left as it was."""
+    times = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        clocks = []
+        for _ in range(3):  # the first one also warms up
+            clock = time.perf_counter()
+            gradient(model, lessons, dtype)
+            clocks.append(time.perf_counter() - clock)
+        times[dtype] = min(clocks)
+    model.zero_grad()
+    return min(times, key=times.__getitem__)
+
+
 def _train(
     config: StartConfig,
     model: Qwen3ForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
     lessons: Lessons,
+    dtype: torch.dtype,
     progress: Callable[[str, float, str], None],
 ) -> dict[str, Any]:
-    """Both stages. Returns what was measured at the end."""
+    """Both stages. Returns what was measured at the end of each."""
     matrices, others = [], []
     for name, parameter in model.named_parameters():
         (matrices if parameter.dim() > 1 and "embed" not in name else others).append(parameter)
@@ -225,46 +304,66 @@ def _train(
             if len(order) < batch:
                 order = rng.sample(pupils, len(pupils))
             rate = scale * min(1.0, (step + 1) / 20) * (floor + (1 - floor) * (1 - step / steps))
-            loss = _step(model, optimizers, (config.matrix_lr * rate, config.other_lr * rate), order[-batch:])
+            loss = gradient(model, order[-batch:], dtype)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            for optimizer, base in zip(optimizers, (config.matrix_lr, config.other_lr), strict=True):
+                optimizer.param_groups[0]["lr"] = base * rate
+                optimizer.step()
+                optimizer.zero_grad()
             del order[-batch:]
             done += 1
             if done % 10 == 0:
                 progress(stage, done / total_steps, f"loss {loss:.2f}")
-        key, value = _probe(model, lessons.probes)
-        measured[stage] = {"loss": round(loss, 4), "copies_key": round(key, 3), "copies_value": round(value, 3)}
-    num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    return {"num_parameters": num_parameters, "vocab_size": len(tokenizer), "measured": measured}
+        measured[stage] = {"loss": round(loss, 4), **copying(model, lessons.probes)}
+    return measured
 
 
-def _step(
-    model: Any, optimizers: Sequence[torch.optim.Optimizer], rates: Sequence[float], batch: list[Lesson]
-) -> float:
-    """One optimizer step on the weighted mean of the token losses, which it returns."""
-    ids, weights = _collate(batch)
-    targets, weights = ids[:, 1:], weights[:, 1:]
-    counted = weights > 0  # logits only where they count
-    with torch.autocast("cpu", torch.bfloat16):
-        hidden = model.model(ids[:, :-1], use_cache=False).last_hidden_state
-        logits = model.lm_head(hidden[counted])
-    losses = F.cross_entropy(logits.float(), targets[counted], reduction="none")
-    loss = (losses * weights[counted]).sum() / weights.sum()
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    for optimizer, rate in zip(optimizers, rates, strict=True):
-        optimizer.param_groups[0]["lr"] = rate
-        optimizer.step()
-        optimizer.zero_grad()
-    return loss.item()
+def gradient(model: Any, batch: Sequence[Lesson], dtype: torch.dtype) -> float:
+    """Give the parameters the gradient of the weighted mean of the token losses, which it returns. Products are of
+    `dtype`. The parts are added up in their order, so the number of cores changes no bit."""
+    batch = sorted(batch, key=lambda lesson: len(lesson[0]))
+    total = sum(sum(weights[1:]) for _, weights in batch)
+    size = -(-len(batch) // NUM_PARTS)
+    parameters = list(model.parameters())
+
+    def of_part(part: Sequence[Lesson]) -> tuple[float, tuple[torch.Tensor, ...]]:
+        ids, weights = _collate(part)
+        targets, weights = ids[:, 1:], weights[:, 1:]
+        counted = weights > 0  # logits only where they count
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
+            hidden = model.model(ids[:, :-1], use_cache=False).last_hidden_state
+            logits = model.lm_head(hidden[counted])
+        losses = F.cross_entropy(logits.float(), targets[counted], reduction="none")
+        loss = (losses * weights[counted]).sum() / total
+        return loss.item(), torch.autograd.grad(loss, parameters)
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as cores:
+        losses, gradients = zip(
+            *cores.map(of_part, [batch[at : at + size] for at in range(0, len(batch), size)]), strict=True
+        )
+    for parameter, *ones in zip(parameters, *gradients, strict=True):
+        parameter.grad = torch.stack(ones).sum(0)
+    return sum(losses)
 
 
 @torch.no_grad()
-def _probe(model: Any, probes: list[Lesson]) -> tuple[float, float]:
+def save_rounded(model: Any, folder: Path, probes: list[Lesson]) -> dict[str, float]:
+    """Write the model with weights rounded to bfloat16, and measure what is left of it."""
+    rounded = {name: parameter.bfloat16() for name, parameter in model.named_parameters()}  # a tied head once
+    for name, parameter in model.named_parameters():
+        parameter.copy_(rounded[name])
+    model.save_pretrained(folder, state_dict=rounded)
+    return copying(model, probes)
+
+
+@torch.no_grad()
+def copying(model: Any, probes: list[Lesson]) -> dict[str, float]:
     """Mean probability, when sampling at temperature 1, that the key and the value are copied in full."""
     ids, kinds = _collate(probes)
     logits = model(ids[:, :-1], use_cache=False).logits
     logprobs = -F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view_as(ids[:, 1:])
     key, value = ((logprobs * (kinds[:, 1:] == kind)).sum(1).exp().mean() for kind in (1, 2))
-    return float(key), float(value)
+    return {"copies_key": round(float(key), 3), "copies_value": round(float(value), 3)}
 
 
 def _collate(batch: Sequence[Lesson]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -276,3 +375,7 @@ def _collate(batch: Sequence[Lesson]) -> tuple[torch.Tensor, torch.Tensor]:
         ids[row, : len(its_ids)] = torch.tensor(its_ids)
         weights[row, : len(its_weights)] = torch.tensor(its_weights)
     return ids, weights
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

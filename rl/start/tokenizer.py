@@ -60,14 +60,19 @@ CHAT_TEMPLATE = """\
 """
 
 
-def make_tokenizer(seed: int) -> PreTrainedTokenizerFast:
-    """Train it on scripted trajectories. They are played with the same tokenizer without merges: it spells anything."""
+def taught_texts(seed: int, num_tasks: int) -> list[str]:
+    """Whole trajectories that solve training tasks, as text, special tokens and all. They are played with the tokenizer
+    before it has learned any merge: it spells anything."""
     spelling = ChatFormat(_wrap(_new_bpe()))
     rng = random.Random(seed)
-    players = [Player(spelling, task, "searches", rng) for task in build("tiny", "train", 200, seed)]
-    texts = [spelling.decode(trajectory.tokens.ids.tolist()) for trajectory in play_all(players) if trajectory.tokens]
+    players = [Player(spelling, task, "searches", rng) for task in build("tiny", "train", num_tasks, seed)]
+    return [spelling.decode(trajectory.tokens.ids.tolist()) for trajectory in play_all(players) if trajectory.tokens]
+
+
+def make_tokenizer(seed: int) -> PreTrainedTokenizerFast:
+    """Train it on scripted trajectories."""
     markers = re.compile("|".join(map(re.escape, SPECIAL + ADDED)))
-    corpus = [piece for text in texts for piece in markers.split(text)]
+    corpus = [piece for text in taught_texts(seed, 200) for piece in markers.split(text)]
     corpus += [*KEYS, *NOTE_WORDS] * 200  # bare, and often enough that each becomes one token
     bpe = _new_bpe()
     trainer = trainers.BpeTrainer(

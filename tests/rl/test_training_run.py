@@ -65,4 +65,4 @@ def test_a_run_keeps_the_model_it_started_from(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", ["", "/nowhere", "./nowhere", "nowhere"])
 def test_a_model_that_is_not_there_is_said_so(path: str) -> None:
     with pytest.raises(InputError, match="model.path"):
-        resolve_model(path, seed=0)
+        resolve_model(path)

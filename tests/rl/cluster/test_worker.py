@@ -81,8 +81,21 @@ def test_trajectories_are_exact_to_the_token(cluster, worker):
         assert {v for v, m in zip(tokens.versions, tokens.mask, strict=True) if m} == {0}
         assert cluster.mismatch(tokens) < 1e-4
     assert len({tuple(trajectory.tokens.ids) for trajectory in found}) == 8
-    again = ray.get(worker.sample.remote(TASK, 3, Sampling()))
-    assert again.tokens == found[3].tokens
+
+
+def test_a_seed_draws_the_same_tokens_alone_and_in_a_batch(cluster, worker):
+    """As far as the engine rounds alike: a product of one request and of eight may differ in the last digit, with some
+    processors more than with others, and a draw that lies so close to a border then falls to another token. The
+    chance that it hits two of these is far below one in a million."""
+    together = ray.get([worker.sample.remote(TASK, seed, Sampling()) for seed in range(8)])
+    alone = [ray.get(worker.sample.remote(TASK, seed, Sampling())) for seed in range(8)]
+    same = [
+        (a.tokens, b.tokens) for a, b in zip(together, alone, strict=True) if list(a.tokens.ids) == list(b.tokens.ids)
+    ]
+    assert len(same) >= 7
+    for one, other in same:
+        assert list(one.mask) == list(other.mask) and list(one.versions) == list(other.versions)
+        assert max(abs(a - b) for a, b in zip(one.logprobs, other.logprobs, strict=True)) < 1e-4
 
 
 def test_new_weights_reach_a_worker_between_two_probes(cluster, worker):

@@ -5,6 +5,7 @@ import asyncio
 import json
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,14 +21,23 @@ from sandboxrl.envs.sandbox.pool import Pool, open_backend
 from sandboxrl.envs.sandbox.protocol import BackendUnavailable, SandboxConfig
 from sandboxrl.envs.trajectory import StopReason
 from sandboxrl.rl.run import resolve_model
-from sandboxrl.rl.start.config import StartConfig, fingerprint, named_start
-from sandboxrl.rl.start.make import copied_positions, copying_lessons, make_lessons, make_start
-from sandboxrl.rl.start.scripts import ARM, LIMITS, SCRIPTS, TOOLS, Player, Shelf, play_all
-from sandboxrl.rl.start.tokenizer import SPECIAL, make_tokenizer
-
-SMALL = StartConfig(
-    hidden_size=32, intermediate_size=32, num_heads=1, num_tasks=12, copy_steps=2, act_steps=2, threads=1
+from sandboxrl.rl.start.config import CONFIGS, SHIPPED, StartConfig, fingerprint, start_folder
+from sandboxrl.rl.start.make import (
+    copied_positions,
+    copying,
+    copying_lessons,
+    expectations,
+    faster_dtype,
+    gradient,
+    main,
+    make_lessons,
+    make_model,
+    make_start,
 )
+from sandboxrl.rl.start.scripts import ARM, LIMITS, SCRIPTS, TOOLS, Player, Shelf, play_all
+from sandboxrl.rl.start.tokenizer import CHAT_TEMPLATE, SPECIAL, make_tokenizer
+
+SMALL = StartConfig(hidden_size=32, intermediate_size=32, num_heads=1, num_tasks=12, copy_steps=2, act_steps=2)
 
 
 @pytest.fixture(scope="module")
@@ -159,12 +169,13 @@ def test_copied_positions_hold_the_copied_text(chat_format):
 
 def test_the_policy_is_made_whole_reproducibly_and_from_training_tasks(tmp_path):
     told = []
-    first = make_start(SMALL, tmp_path / "a", lambda stage, done, note: told.append((stage, done)))
-    second = make_start(SMALL, tmp_path / "b", lambda stage, done, note: None)
+    first = make_start(SMALL, tmp_path / "a", lambda stage, done, note: told.append((stage, done)), torch.float32)
+    second = make_start(SMALL, tmp_path / "b", lambda stage, done, note: None, torch.float32)
     model = AutoModelForCausalLM.from_pretrained(first)
     twin = AutoModelForCausalLM.from_pretrained(second)
     assert model.config.model_type == "qwen3" and model.config.tie_word_embeddings
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+    assert all(torch.equal(one, one.bfloat16().float()) for one in model.parameters()) and model.dtype == torch.float32
     assert ChatFormat(AutoTokenizer.from_pretrained(first)).vocab_size == model.config.vocab_size
     assert model.generation_config.eos_token_id[0] == model.config.eos_token_id
 
@@ -199,14 +210,89 @@ def test_an_interrupted_making_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_policy_is_made_once_for_each_seed(tmp_path):
-    name = f"tiny-{fingerprint(StartConfig(seed=5))}"
-    (tmp_path / "start" / name).mkdir(parents=True)
-    assert resolve_model("start:tiny", 5, tmp_path) == str((tmp_path / "start" / name).resolve())
+def test_a_step_is_the_same_however_its_lessons_are_spread(chat_format):
+    """Padding, order and number of forward passes change nothing but the last digits."""
+    lessons = make_lessons(replace(SMALL, num_tasks=8), chat_format, lambda done: None)
+    model = make_model(SMALL, make_tokenizer(0))
+    batch = lessons.acting + lessons.copying
+    loss = gradient(model, batch, torch.float32)
+    ours = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+    total = sum(sum(weights[1:]) for _, weights in batch)
+    mean, means = 0.0, [torch.zeros_like(one) for one in ours]
+    for lesson in batch:
+        share = sum(lesson[1][1:]) / total
+        mean += share * gradient(model, [lesson], torch.float32)
+        for one, parameter in zip(means, model.parameters(), strict=True):
+            one += share * parameter.grad
+    assert loss == pytest.approx(mean, rel=1e-4)
+    for one, other in zip(ours, means, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+def test_the_faster_type_is_measured_and_leaves_no_trace(chat_format):
+    lessons = make_lessons(SMALL, chat_format, lambda done: None)
+    model = make_model(SMALL, make_tokenizer(0))
+    before = [parameter.clone() for parameter in model.parameters()]
+    assert faster_dtype(model, lessons.acting[:4]) in (torch.float32, torch.bfloat16)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(torch.equal(one, other) for one, other in zip(model.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_what_ships_is_what_todays_code_expects(name, tmp_path):
+    """Else make it anew, with the command in rl/start/make.py; docs/quickstart.md has curves of it."""
+    shipped = SHIPPED / name
+    record = json.loads((shipped / "start.json").read_text())
+    tokenizer = AutoTokenizer.from_pretrained(shipped)
+    assert StartConfig(**record["config"]) == CONFIGS[name]
+    assert record["expects"] == expectations(tokenizer) == expectations(make_tokenizer(CONFIGS[name].seed))
+    assert tokenizer.chat_template == CHAT_TEMPLATE
+    assert (shipped / "model.safetensors").stat().st_size < 3_000_000
+    model = AutoModelForCausalLM.from_pretrained(shipped, dtype="auto")
+    assert model.dtype == torch.float32
+    probes = make_lessons(replace(CONFIGS[name], num_tasks=0), ChatFormat(tokenizer), lambda done: None).probes
+    found = copying(model, probes)
+    assert min(found.values()) > 0.9
+    assert found == pytest.approx(record["measured"]["rounded"], abs=0.01)
+
+
+def test_the_shipped_policy_is_copied_to_the_runs_and_no_seed_of_a_run_changes_it(tmp_path):
+    found = Path(resolve_model("start:tiny", tmp_path))
+    assert found.parent == tmp_path / "start" and list(found.parent.iterdir()) == [found]
+    assert {file.name: file.read_bytes() for file in found.iterdir()} == {
+        file.name: file.read_bytes() for file in (SHIPPED / "tiny").iterdir()
+    }
+    (found / "start.json").write_text("{}")  # what is there is taken as it is: a run has begun with it
+    assert resolve_model("start:tiny", tmp_path) == resolve_model("start:tiny@0", tmp_path) == str(found)
+    assert (found / "start.json").read_text() == "{}"
+
+
+def test_another_policy_is_made_once_for_its_settings(tmp_path):
+    folder = tmp_path / "start" / f"tiny@5-{fingerprint(StartConfig(seed=5))}"
+    folder.mkdir(parents=True)
+    assert resolve_model("start:tiny@5", tmp_path) == str(folder.resolve())
     prints = {fingerprint(StartConfig(seed=seed)) for seed in range(4)} | {fingerprint(StartConfig(flawed=0.1))}
     assert len(prints) == 5 and fingerprint(StartConfig()) in prints
 
 
-def test_an_unknown_policy_is_named(tmp_path):
-    with pytest.raises(InputError, match="did you mean 'tiny'"):
-        named_start("start:tinny", 0, tmp_path)
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("start:tinny", "did you mean 'tiny'"),
+        ("start:", "unknown starting policy"),
+        ("start:tiny@", "a seed"),
+        ("start:tiny@-1", "a seed"),
+        ("start:tiny@07", "a seed"),
+        ("start:tiny@7@8", "a seed"),
+    ],
+)
+def test_an_unknown_policy_is_named(path, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        start_folder(path, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_refuses_what_it_cannot_make(tmp_path, capsys):
+    assert main(["tiny", "--out", str(tmp_path)]) == main(["tinny", "--out", str(tmp_path / "new")]) == 2
+    assert capsys.readouterr().err.count("\n") == 2
