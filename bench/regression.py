@@ -19,8 +19,9 @@ from typing import Any
 PACKAGE = "sandboxrl.launch"
 SMALL = (
     "steps=3 max_staleness=0 seed=5 groups_per_step=4 group_size=4 tasks.eval.heldout.num_tasks=16 evaluation.every=0 "
-    "replace_uninformative=2 sandbox.warm=8"
+    "replace_uninformative=2 sandbox.warm=8 loss.aggregation=token_mean learner.schedule=constant"
 )
+"""Set here is what the recorded runs had and the quickstart has changed since."""
 RUNS = {
     "hermes": "model.call_format=hermes",
     "qwen3_coder": "model.call_format=qwen3_coder",

@@ -1,8 +1,11 @@
 """GRPO++: advantages, the policy loss of a token and what each token weighs, as pure functions.
 
-Every choice is a named option of LossConfig and its defaults are the paper's: leave-one-out advantage, no division by
-the standard deviation, clipping to 1 - 0.2 and 1 + 0.28, no KL term, no entropy term, mean over trajectories of token
-sums. There is no KL or entropy coefficient because there is no such term.
+Every choice is a named option of LossConfig and its defaults are the paper's, but for one: leave-one-out advantage, no
+division by the standard deviation, clipping to 1 - 0.2 and 1 + 0.28, no KL term, no entropy term. There is no KL or
+entropy coefficient because there is no such term. The paper takes the mean over trajectories of token sums; the default
+here is that of token means (GRPO, arXiv 2402.03300), so that every trajectory weighs the same. A policy that is nearly
+always right fails seldom and then at length, with hundreds of tokens of noise: where each token weighs the same, one
+such failure outweighs all the rest of a step, and what the policy can do is lost (docs/training.md: what was measured).
 
 The loss of one optimizer step over the trajectories i with their sampled tokens t is
 
@@ -58,9 +61,9 @@ class LossConfig:
     """Upper bound: the ratio is clipped at 1 + clip_high. With dppo: largest rise in probability."""
     dual_clip: float = 0.0
     """With clip, the loss of a negative advantage is at most -A * dual_clip; 0 is off, the reference code has 3."""
-    aggregation: str = "sequence_mean_token_sum"
+    aggregation: str = "sequence_mean_token_mean"
     """sequence_mean_token_sum | sequence_mean_token_sum_norm | sequence_mean_token_mean | prompt_mean | token_mean |
-    token_sum: what the sum of token losses is divided by."""
+    token_sum: what the sum of token losses is divided by. The paper's is sequence_mean_token_sum."""
     length_norm: int = 0
     """The constant L of sequence_mean_token_sum_norm, in tokens (the longest context allowed); 0 otherwise."""
     overlong: str = "zero_reward"

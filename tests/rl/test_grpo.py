@@ -389,11 +389,24 @@ def test_a_wrong_or_useless_option_is_an_error(options, names):
         LossConfig(**options)
 
 
-def test_the_defaults_are_those_of_the_paper():
+def test_by_default_no_trajectory_outweighs_another():
+    """One failure of 700 tokens among successes of 70: by token it is 59% of the weight, by trajectory an eighth."""
+    lengths, groups = [70] * 7 + [700], [0] * 8
+    shares = {}
+    for aggregation in ("token_mean", "sequence_mean_token_sum", LossConfig().aggregation):
+        weights = loss_weights(lengths, groups, LossConfig(aggregation=aggregation))
+        total = sum(weight * length for weight, length in zip(weights, lengths, strict=True))
+        shares[aggregation] = weights[-1] * lengths[-1] / total
+    assert shares == pytest.approx(
+        {"token_mean": 10 / 17, "sequence_mean_token_sum": 10 / 17, "sequence_mean_token_mean": 1 / 8}
+    )
+
+
+def test_the_defaults_are_those_of_the_paper_but_every_trajectory_weighs_the_same():
     config = LossConfig()
     assert (config.advantage, config.clip_low, config.clip_high) == ("leave_one_out", 0.2, 0.28)
     assert (config.aggregation, config.overlong, config.importance) == (
-        "sequence_mean_token_sum",
+        "sequence_mean_token_mean",
         "zero_reward",
         "none",
     )

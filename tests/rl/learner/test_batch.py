@@ -46,6 +46,9 @@ def trained_tokens(batch):
     return sorted(found)
 
 
+PAPER = LossConfig(aggregation="sequence_mean_token_sum")
+
+
 def test_what_follows_the_last_sampled_token_takes_no_room():
     with_tail = [trajectory(1.0, [0, 1] + [0] * 500, StopReason.MAX_TOKENS), trajectory(0.0, [0, 1], start=600)]
     batch = build_batch([with_tail], LossConfig(), LearnerConfig(max_tokens_per_row=8), version=0)
@@ -55,7 +58,7 @@ def test_what_follows_the_last_sampled_token_takes_no_room():
 
 def test_a_row_by_hand():
     group = [trajectory(1.0, [0, 0, 1, 1, 0, 1], start=10), trajectory(0.0, [0, 1], start=20)]
-    batch = build_batch([group], LossConfig(), LearnerConfig(), version=0)
+    batch = build_batch([group], PAPER, LearnerConfig(), version=0)
     ((rows,),) = batch.minibatches
     (row,) = rows
     assert row.ids.tolist() == [10, 11, 12, 13, 14, 15, 20, 21]
@@ -137,10 +140,8 @@ def test_rows_and_ranks_change_no_number(spec, max_tokens, world_size, minibatch
 
 
 def test_groups_without_signal_get_no_row_and_count():
-    lone = build_batch([group_of([1, 0], [3, 3])], LossConfig(), LearnerConfig(), version=0)
-    both = build_batch(
-        [group_of([1, 0], [3, 3]), group_of([0.4] * 6, [5] * 6, 50)], LossConfig(), LearnerConfig(), version=0
-    )
+    lone = build_batch([group_of([1, 0], [3, 3])], PAPER, LearnerConfig(), version=0)
+    both = build_batch([group_of([1, 0], [3, 3]), group_of([0.4] * 6, [5] * 6, 50)], PAPER, LearnerConfig(), version=0)
     assert both.num_trained == lone.num_trained == 6
     assert both.num_informative == 1
     assert {w for *_, w in trained_tokens(lone)} == {np.float32(1 / 2)}
@@ -159,8 +160,8 @@ def test_nothing_to_learn_makes_no_step():
 def test_an_overlong_trajectory_is_trained_or_masked_by_name():
     group = group_of([1, 0, 0, 0], [4, 3, 2, 6])
     group[3] = dataclasses.replace(group[3], stop=StopReason.MAX_TOKENS)
-    trained = build_batch([group], LossConfig(), LearnerConfig(), version=0)
-    masked = build_batch([group], LossConfig(overlong="mask"), LearnerConfig(), version=0)
+    trained = build_batch([group], PAPER, LearnerConfig(), version=0)
+    masked = build_batch([group], dataclasses.replace(PAPER, overlong="mask"), LearnerConfig(), version=0)
     assert (trained.num_trained, masked.num_trained) == (15, 9)
     assert masked.advantages == trained.advantages
     assert {w for *_, w in trained_tokens(masked)} == {np.float32(1 / 4)}
