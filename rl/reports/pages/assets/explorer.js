@@ -42,7 +42,7 @@ function explorer() {
   if (!store.size) return null;
   const looks = store.hasTokens ? ["text", "tokens"] : ["text"];
   let look = Math.max(0, looks.indexOf(address.get("view")));
-  let beside = side.many > 1 && address.get("beside") !== "0";
+  let beside = side.many > 1 && (address.get("beside") ?? (innerWidth < 860 ? "0" : "1")) !== "0";
   let wanted = null; // the side of the right pane that a person has chosen
   const panes = [pane("Trajectory"), pane("Beside it")];
   const list = trajectoryList(row => choose(row), () => panes[0].node.focus());
@@ -102,7 +102,7 @@ function explorer() {
       const to = all.get(names[where.selectedIndex])[0];
       if (second) wanted = side.of(to);
       go(to);
-    } }, names.map(name => make("option", { selected: name === side.of(row) ? "" : null }, visible(title(all.get(name)))))) : make("div", { class: "where" }, visible(side.label(row)));
+    } }, names.map(name => make("option", { selected: name === side.of(row) ? "" : null }, visible(title(all.get(name)))))) : side.many > 1 ? make("div", { class: "where" }, visible(side.label(row))) : null;
     const near = here.length > 1 ? around(here, row) : [];
     const chips = near.map(to => {
       const gained = store.gained(to), machine = store.fault(to) === "machine";
@@ -133,7 +133,7 @@ function explorer() {
   const pairing = side.many > 1 ? make("button", { type: "button", class: "toggle", "aria-pressed": String(beside), title: "The same task elsewhere, beside it", onclick: () => {
     beside = !beside;
     pairing.setAttribute("aria-pressed", beside);
-    remember("beside", beside ? "" : "0");
+    remember("beside", beside ? "1" : "0");
     follow();
   } }, "Side by side") : null;
   const place = make("div", { class: "panes" }, panes.map(one => one.node));
@@ -148,7 +148,7 @@ function explorer() {
   keys.set("l", ["to the list", () => list.box.focus()]);
   place.addEventListener("keydown", event => { if (event.key === "Escape") { tip.hidden = true; list.box.focus(); } });
 
-  const noted = +address.get("row"), first = address.has("row") && noted >= 0 && noted < store.size ? noted : opening();
+  const first = address.has("row") ? noted("row", store.size - 1) : opening();
   requestAnimationFrame(() => { list.mark(first); choose(first); });
   return section("Trajectories", "", make("div", { class: "bar second" }, seen, pairing, tools), make("div", { class: "explorer" }, list.node, place));
 }

@@ -11,7 +11,7 @@ const REWARDS = [["any reward", () => true], ["reward 1", row => store.gained(ro
 
 /** The list and its filters. `chosen(row)` is called when a person chooses one, `open()` to go on to what it says. */
 function trajectoryList(chosen, open) {
-  const state = { text: address.get("q") || "", failed: address.get("failed") === "1", reward: +address.get("reward") || 0, sort: +address.get("sort") || 0, picks: {} };
+  const state = { text: address.get("q") || "", failed: address.get("failed") === "1", reward: noted("reward", REWARDS.length - 1), sort: noted("sort", SORTS.length - 1), picks: {} };
   let rows = [], at = -1, turn = 0;
 
   // ---- filters
@@ -34,7 +34,7 @@ function trajectoryList(chosen, open) {
   const named = [["stop", "Stop reason", "any ending", text => text.replaceAll("_", " ")], ["source", "Source", "any source", text => text], ["mode", "Mode", "any mode", text => text],
     ["place", "Step", "any step", ([what, step]) => store.placed(what, step)], ["run", "Run", "any run", text => text]].filter(([key]) => store.names[key].length > 1);
   const selects = named.map(([key, label, any, write]) => {
-    const start = Math.min(+address.get(key) || 0, store.names[key].length);
+    const start = noted(key, store.names[key].length);
     state.picks[key] = start - 1;
     return picker(label, [any, ...store.names[key].map(write)], key, start);
   });

@@ -23,7 +23,7 @@ function scoresSection() {
   if (!rows.length) return null;
   const heads = [...(several ? [["Run"]] : []), ["Source"], ["Mode"], ["Trajectories", "num"], ["Mean score"], ["Mean turns", "num"], ["How they end"]];
   return section("Scores", "Of every trajectory on this page.", table("Scores", heads, rows.map(one => make("tr", {},
-    several ? cell(visible(one.run)) : null, cell(visible(one.source)), cell(visible(one.mode)), cell(number(one.count), "num"), cell(bar(one.score)), cell(fixed(one.turns, 1), "num"),
+    several ? cell(visible(one.run)) : null, cell(visible(one.source)), cell(visible(one.mode)), cell(one.count.toLocaleString("en-US"), "num"), cell(bar(one.score)), cell(fixed(one.turns, 1), "num"),
     cell(one.stops.map(([stop, n]) => `${visible(stop).replaceAll("_", " ")} ${percent(n / one.count)}`).join(", "), "soft")))));
 }
 

@@ -58,6 +58,12 @@ function remember(key, value) {
   history.replaceState(null, "", "#" + address);
 }
 
+/** A number from the address, which anyone may have typed: a whole one from 0 to `most`, else 0. */
+function noted(key, most) {
+  const value = Number(address.get(key));
+  return Number.isInteger(value) && value >= 0 && value <= most ? value : 0;
+}
+
 /** Buttons of which one is pressed. `act` gets the place of the one that a person presses. */
 function choice(label, names, chosen, act) {
   const buttons = names.map((name, i) => make("button", { type: "button", "aria-pressed": i === chosen ? "true" : "false", onclick: () => { set(i); act(i); } }, visible(name)));

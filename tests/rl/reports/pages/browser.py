@@ -38,6 +38,7 @@ class Page:
         target = self._send("Target.createTarget", {"url": "about:blank"}, session=None)["targetId"]
         attached = self._send("Target.attachToTarget", {"targetId": target, "flatten": True}, session=None)
         self._session = attached["sessionId"]
+        self._send("Performance.enable", {"timeDomain": "threadTicks"})
         for domain in ("Page", "Runtime", "Log"):
             self._send(f"{domain}.enable", {})
 
@@ -91,6 +92,12 @@ class Page:
         )
         return time.monotonic() - started
 
+    def show(self, file: Path) -> None:
+        """Open a file that is no page of trajectories."""
+        self._send("Page.navigate", {"url": "about:blank"})
+        self._send("Page.navigate", {"url": file.resolve().as_uri()})
+        self.until("document.readyState === 'complete' && location.protocol === 'file:'")
+
     def until(self, script: str, within_s: float = 20) -> Any:
         """Wait for an expression to be true; returns its value."""
         deadline = time.monotonic() + within_s
@@ -131,6 +138,11 @@ class Page:
 
     def type(self, text: str) -> None:
         self._send("Input.insertText", {"text": text})
+
+    def thread_s(self) -> float:
+        """Processor seconds that the page's main thread has taken, whatever else the machine does."""
+        found = self._send("Performance.getMetrics", {})["metrics"]
+        return next(one["value"] for one in found if one["name"] == "TaskDuration")
 
     def picture(self, file: Path, whole: bool = False) -> None:
         found = self._send("Page.captureScreenshot", {"format": "png", "captureBeyondViewport": whole})
