@@ -69,7 +69,9 @@ async def replay(
             say(f"step {step:>4}  {_beside(stats, before)}  {'equal' if equal else 'DIFFERS'}")
         write_jsonl(recipe.run_dir / "replay.jsonl", rows)
         found = await learners.digest()
-        await Checkpoints(recipe.run_dir).save(last, {"num_started": 0, "pending": []}, learners)
+        made = Checkpoints(recipe.run_dir)
+        await made.save(last, {"num_started": 0, "pending": []}, learners)
+        await made.settled()
         weights_equal = None
         if last in kept.steps() and not kept.problem(last):
             await learners.restart(last, kept.folder(last))

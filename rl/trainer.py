@@ -15,8 +15,9 @@ import asyncio
 import statistics
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -71,7 +72,9 @@ class Learners(Protocol):
         """Every worker samples with the learner's weights, called `version`, from here on."""
         ...
 
-    async def save(self, path: str) -> None: ...
+    async def save(self, path: str) -> Awaitable[None]:
+        """See `Saver` in sandboxrl.rl.learner.checkpoint: training goes on while it is written."""
+        ...
 
 
 @dataclass
@@ -153,10 +156,12 @@ async def train(
         while True:
             if wants_evaluation(recipe, step):
                 await evaluate(recipe, work, workers, log, step)
+                await checkpoints.settled()
                 if best := best_step(work.scores, recipe.checkpoint.best, checkpoints.steps()):
                     checkpoints.protect("best", best)
                 check_guards(recipe, guards, log, checkpoints)
             if stop or step >= recipe.steps:
+                await checkpoints.settled()
                 return stop
             clock = log.clock()
             in_flight.start(recipe.groups_per_step * (1 + recipe.max_staleness) - len(in_flight.waiting))
@@ -176,12 +181,12 @@ async def train(
             log.step(row | columns, groups, batch, await learners.learned())
             if stop or wants_checkpoint(recipe, step):
                 state = in_flight.state()
-                await checkpoints.save(step, state, learners)  # 5. survive
-                log.journal.saved(step, state)
+                await checkpoints.save(step, state, learners, partial(log.journal.saved, step, state))  # 5. survive
             check_guards(recipe, guards, log, checkpoints)
     finally:
         probes.cancel()
         await in_flight.cancel()
+        await checkpoints.close()
 
 
 async def collect(recipe: Recipe, in_flight: InFlight, step: int, log: Log) -> list[Group]:

@@ -6,7 +6,8 @@ LearnerLost) or a mistake (RunFailed) is decided here.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Awaitable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ ALIVE_S = 10.0
 """How long to look, when one rank failed, whether another is dead: its failure is only the echo then."""
 PUBLISH_MARGIN_S = 300.0
 """Beyond the workers' own deadline: gathering the tensors takes time as well."""
+SAVED_POLL_S = 0.2
 OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError")
 """What torch and Python raise, by name: this process does not import torch."""
 
@@ -70,8 +72,14 @@ class LearnerRank:
     ) -> list[tuple[int, str]]:
         return self._learner.publish(workers, version, backend, run, dtype, timeout_s)
 
-    def save(self, folder: str) -> None:
-        self._learner.save(folder)
+    def begin_save(self, folder: str) -> None:
+        self._learner.begin_save(folder)
+
+    def is_saved(self) -> bool:
+        return self._learner.is_saved()
+
+    def finish_save(self) -> None:
+        self._learner.finish_save()
 
     def digest(self) -> str:
         return self._learner.digest()
@@ -140,10 +148,22 @@ class RayLearners:
             workers.lose(members[index], reason)
         workers.give_weights = self._give
 
-    async def save(self, path: str) -> None:
+    async def save(self, path: str) -> Awaitable[None]:
         async with self._busy:
-            saving = [rank.save.remote(path) for rank in self._ranks]
-            await self._all(saving, f"writing {path}", self._watch.config.save_s)
+            beginning = [rank.begin_save.remote(path) for rank in self._ranks]
+            await self._all(beginning, f"copying what {path} is to hold", self._watch.config.save_s)
+        return self._finish_save(path)
+
+    async def _finish_save(self, path: str) -> None:
+        """Look now and then, between updates; a rank that waited for its disk would hold up the others."""
+        limit_s, ranks = self._watch.config.save_s, self._ranks
+        with self._watch.waiting("learner", f"writing {path}", limit_s):
+            deadline = time.monotonic() + limit_s
+            while not all(await self._all([rank.is_saved.remote() for rank in ranks], f"writing {path}", limit_s)):
+                if time.monotonic() > deadline:
+                    raise LearnerLost(f"learner: writing {path} has taken more than {limit_s:g} s")
+                await asyncio.sleep(SAVED_POLL_S)
+        await self._all([rank.finish_save.remote() for rank in ranks], f"writing {path}", limit_s)
         if not (Path(path) / LEARNER / ".metadata").is_file():
             raise RunFailed(f"what the learners saved in {path} is not seen here: `out` must be on a folder they share")
 

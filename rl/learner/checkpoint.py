@@ -21,7 +21,7 @@ import re
 import shutil
 import stat
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
@@ -40,6 +40,7 @@ DAMAGED = ".damaged"
 MAX_MANIFEST_BYTES = 64 << 20
 HASHING_THREADS = 4
 READ_BYTES = 4 << 20
+CLOSE_S = 60.0
 
 
 class Damaged(Exception):
@@ -47,8 +48,9 @@ class Damaged(Exception):
 
 
 class Saver(Protocol):
-    async def save(self, path: str) -> None:
-        """Write the learner's part into the folder `path`, all ranks of it."""
+    async def save(self, path: str) -> Awaitable[None]:
+        """Have the learner's part written into the folder `path`, all ranks of it. Returns as soon as the learner may
+        change what is being written; what it returns is awaited until all is there."""
         ...
 
 
@@ -61,6 +63,7 @@ class Checkpoints:
         self._folder, self._keep, self._keep_every = self._run_dir / "checkpoints", keep, keep_every
         self.problems: list[str] = []
         """What `latest` found damaged, a line each."""
+        self._going_on: asyncio.Future[None] | None = None
         self._found: tuple[int, dict[str, Any]] | None = None
         """What `latest` answers until the next save: to read every byte of a large one takes a while."""
 
@@ -119,17 +122,40 @@ class Checkpoints:
         """The trainer's state in the checkpoint of `step`, which must be whole."""
         return dict(json.loads((self.path(step) / STATE).read_text())["state"])
 
-    async def save(self, step: int, state: Mapping[str, Any], learner: Saver) -> Path:
-        """Write the checkpoint of `step` and remove those that need not stay. `state` holds JSON values only. Raises
-        OSError where there is no room; then nothing of it is left and those before are as they were."""
+    async def save(
+        self, step: int, state: Mapping[str, Any], learner: Saver, then: Callable[[], None] = lambda: None
+    ) -> None:
+        """Begin the checkpoint of `step`; training may go on when this returns. When it is whole, those that need not
+        stay are removed, and `then` is called. `state` holds JSON values only. Raises what was wrong with the save
+        before it, OSError where there is no room; then nothing of that is left and those before are as they were."""
+        await self.settled()
         self._found = None
         self._remove_half_written()
-        final = self.path(step)
-        half = final.with_name(final.name + HALF)
+        half = self.path(step).with_name(self.path(step).name + HALF)
         half.mkdir(parents=True)
+        (half / STATE).write_text(json.dumps({"step": step, "state": state}))
+        writing = await learner.save(str(half))
+        self._going_on = asyncio.ensure_future(self._complete(step, half, writing, then))
+
+    async def settled(self) -> None:
+        """Wait until the save that goes on, if one does, is whole. Raises what is wrong with it."""
+        going_on, self._going_on = self._going_on, None
+        if going_on is not None:
+            await going_on
+
+    async def close(self) -> None:
+        """The run ends, however: a save that goes on has `CLOSE_S` to become whole. What is wrong with it is not told:
+        whatever ends the run is."""
+        going_on, self._going_on = self._going_on, None
+        if going_on is not None:
+            await asyncio.wait({going_on}, timeout=CLOSE_S)
+            going_on.cancel()
+            await asyncio.gather(going_on, return_exceptions=True)
+
+    async def _complete(self, step: int, half: Path, writing: Awaitable[None], then: Callable[[], None]) -> None:
+        final = self.path(step)
         try:
-            await learner.save(str(half))
-            (half / STATE).write_text(json.dumps({"step": step, "state": state}))
+            await writing
             await asyncio.to_thread(self._seal, half, step)
         except OSError:
             shutil.rmtree(half, ignore_errors=True)
@@ -142,7 +168,7 @@ class Checkpoints:
         for old in set(steps) - lasting(steps, self._keep, self._keep_every, self.protected().values()):
             self._retire(self.path(old))
         self._remove_half_written()
-        return final
+        then()
 
     def protect(self, why: str, step: int) -> None:
         """Keep the checkpoint of `step` whatever its age, until another step is protected for the same reason."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -81,9 +81,14 @@ class CountingLearners:
     async def publish(self, workers: CountingWorkers, version: int) -> None:
         workers.version = version
 
-    async def save(self, path: str) -> None:
-        Path(path).mkdir(parents=True, exist_ok=True)
-        (Path(path) / "updates").write_text(str(self.updates))
+    async def save(self, path: str) -> Awaitable[None]:
+        updates = self.updates
+
+        async def write() -> None:
+            await asyncio.sleep(0.003)
+            (Path(path) / "updates").write_text(str(updates))
+
+        return write()
 
 
 def task(i: int) -> Task:

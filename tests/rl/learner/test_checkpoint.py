@@ -42,12 +42,20 @@ class Writer:
     async def save(self, path):
         (Path(path) / "learner").mkdir()
         (Path(path) / "learner" / "shard").write_text(self.content)
+        return self.finish()
+
+    async def finish(self):
         if self.fails:
             raise OSError("disk full")
 
 
 def save(checkpoints, step, writer=None, state=None):
-    return asyncio.run(checkpoints.save(step, state or {"position": step}, writer or Writer()))
+    async def whole():
+        await checkpoints.save(step, state or {"position": step}, writer or Writer())
+        await checkpoints.settled()
+
+    asyncio.run(whole())
+    return checkpoints.path(step)
 
 
 def test_an_empty_run_starts_at_step_0(tmp_path):
@@ -81,6 +89,35 @@ def test_a_save_that_fails_leaves_the_last_one_in_force(tmp_path):
     assert checkpoints.latest()[0] == 10
     save(checkpoints, 20)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_000020"]
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path):
+    """The one before counts until the new one is whole; the next save, and the end, wait for it."""
+    events = []
+
+    class Slow(Writer):
+        async def finish(self):
+            await asyncio.sleep(0.05)
+            events.append("written")
+
+    async def run():
+        checkpoints = Checkpoints(tmp_path, 0)
+        await checkpoints.save(10, {"at": 10}, Slow(), lambda: events.append("then"))
+        events.append("training")
+        assert checkpoints.steps() == []
+        await checkpoints.save(20, {"at": 20}, Slow())
+        assert checkpoints.steps() == [10]
+        await checkpoints.settled()
+        assert checkpoints.steps() == [10, 20]
+        await checkpoints.save(30, {"at": 30}, Writer(fails=True))
+        await checkpoints.close()
+        await checkpoints.save(40, {"at": 40}, Slow())
+        await checkpoints.close()
+
+    asyncio.run(run())
+    assert events[:3] == ["training", "written", "then"]
+    assert Checkpoints(tmp_path, 0).steps() == [10, 20, 40]
+    assert Checkpoints(tmp_path, 0).latest() == (40, {"at": 40})
 
 
 def test_the_same_step_again_replaces_the_old_one(tmp_path):
@@ -247,14 +284,19 @@ KILLED = """
         async def save(self, path):
             for name in ("a", "b"):
                 (Path(path) / name).write_text("x" * 1000)
+            return asyncio.sleep(0)
+
+    async def save(step):
+        await checkpoints.save(step, {"at": step}, Writer())
+        await checkpoints.settled()
 
     EVENTS = ("open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "shutil.rmtree")
     armed = False
     sys.addaudithook(lambda event, _: armed and event in EVENTS and count())
     checkpoints = Checkpoints(Path(sys.argv[1]), 1)
-    asyncio.run(checkpoints.save(1, {"at": 1}, Writer()))
+    asyncio.run(save(1))
     armed = True
-    asyncio.run(checkpoints.save(2, {"at": 2}, Writer()))
+    asyncio.run(save(2))
 """
 
 
