@@ -37,6 +37,7 @@ from sandboxrl.rl.learner.batch import Row
 from sandboxrl.rl.learner.checkpoint import LEARNER
 from sandboxrl.rl.learner.config import LearnerConfig, learning_rate
 from sandboxrl.rl.learner.model import Policy, check_same_form, load_policy, named_weights, shard
+from sandboxrl.rl.learner.sharded import read_sharded
 from sandboxrl.rl.learner.weights import PUBLISH_S, Publisher, full
 
 SUMS = ("loss", "held", "trained", "not_finite", "compared", "difference", "k3")
@@ -277,7 +278,7 @@ class Learner:
         """Continue from what `save` wrote, at this or any other world size."""
         model, optimizer = get_state_dict(self.policy, self.optimizer)
         state: dict[str, Any] = {"model": model, "optimizer": optimizer, "num_updates": 0}
-        dcp.load(state, checkpoint_id=Path(folder) / LEARNER)
+        read_sharded(state, Path(folder) / LEARNER)
         set_state_dict(
             self.policy, self.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
         )
@@ -370,7 +371,7 @@ def export(checkpoint: str | Path, model_dir: str | Path, out: str | Path) -> No
     policy = load_policy(model_dir, chunk=1)
     dtype = policy.language_model.dtype
     policy.float()
-    dcp.load({"model": policy.state_dict()}, checkpoint_id=saved)
+    read_sharded({"model": policy.state_dict()}, saved)
     policy.language_model.to(dtype).save_pretrained(out)
     for file in Path(model_dir).iterdir():
         is_weights = file.suffix in (".safetensors", ".bin", ".pt", ".pth", ".gguf") or file.name.endswith(
