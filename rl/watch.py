@@ -103,6 +103,9 @@ class Watch:
                 await self.dump(stalled)
                 raise Stalled(stalled)
             finally:
+                task.add_done_callback(
+                    lambda ended: ended.cancelled() or ended.exception()
+                )  # it is told here, or given up
                 task.cancel()
 
     @contextlib.contextmanager

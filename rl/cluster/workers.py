@@ -88,8 +88,9 @@ class RayWorkers:
     def members(self) -> list[Any]:
         """Who takes part in the next publication: all that are not being replaced just now. Raises what has ended a
         replacement for good."""
-        if self._failure is not None:
-            raise self._failure
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
         return [one for one, lock in zip(self._handles, self._replacing, strict=True) if not lock.locked()]
 
     def lose(self, handle: Any, reason: str) -> None:
@@ -210,6 +211,8 @@ class RayWorkers:
     async def _replace_quietly(self, worker: int, dead: Any, reason: str) -> None:
         try:
             await self._replace(worker, dead, RuntimeError(reason))
+        except LearnerLost:
+            pass  # the trainer meets it itself; the worker is found dead once more when the learner is back
         except Exception as error:
             self._failure = error
 

@@ -1,6 +1,7 @@
 """A replay gives the learner exactly what the run gave it, whatever was stale, replaced or killed."""
 
 import dataclasses
+import random
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,26 @@ def test_what_a_replay_lacks_is_said(tmp_path: Path) -> None:
     file.write_text("".join(lines[2:]))
     with pytest.raises(InputError, match=r"holds groups \[3\], but \[2, 3\] were trained on"):
         dict(saved_groups(recipe.run_dir, 1, 2))
+
+
+def test_a_trajectory_file_with_any_change_is_read_or_refused(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    recipe = recipe_in(tmp_path, "steps=1")
+    run(recipe, UnevenWorkers(1), CountingLearners())
+    file = recipe.run_dir / "trajectories" / "step_000001.jsonl"
+    whole, num_refused = file.read_bytes(), 0
+    for _ in range(2000):
+        start = rng.randrange(len(whole))
+        junk = rng.choice(
+            [rng.randbytes(rng.randrange(4)), b"null", b"[]", b"{}", b"1e999", b'"x"', b"-1", b"99999999999"]
+        )
+        file.write_bytes(whole[:start] + junk + whole[start + rng.randrange(8) :])
+        try:
+            dict(saved_groups(recipe.run_dir, 0, 1))
+        except InputError as error:
+            num_refused += 1
+            assert "step_000001.jsonl" in str(error)
+    assert num_refused > 500
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,178 @@
+"""Rollout workers that die, fall silent or do not take new weights are replaced while the run goes on, with real actors
+that do nothing else."""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from sandboxrl.data.task import Task
+from sandboxrl.envs.trajectory import StopReason, Trajectory
+from sandboxrl.rl.cluster.connect import whereabouts
+from sandboxrl.rl.cluster.workers import RayWorkers
+from sandboxrl.rl.config import load_recipe
+from sandboxrl.rl.reports.run_folder import Log
+from sandboxrl.rl.trainer import RunFailed
+from sandboxrl.rl.watch import Watch
+
+pytestmark = pytest.mark.heavy
+
+ROOT = Path(__file__).resolve().parents[3]
+TASK = Task(id="t", source="s", question="?", gold="1", reward="exact")
+
+
+@ray.remote
+class Idle:
+    """Answers what a rollout worker answers."""
+
+    def __init__(self, starts: bool) -> None:
+        self.starts, self.version_now = starts, -1
+
+    async def start(self) -> dict[str, Any]:
+        if not self.starts:
+            os._exit(1)
+        return whereabouts()
+
+    async def sample(self, task: Task, seed: int, sampling: Any) -> Trajectory:
+        await asyncio.sleep(0.5)
+        return Trajectory(task.id, task.source, "sandbox", StopReason.FINISHED, (), reward=1.0)
+
+    async def take(self, version: int) -> None:
+        self.version_now = version
+
+    async def status(self) -> dict[str, Any]:
+        return {"trajectories": 0, "engine_requests": 0, "slowest": [], "version": self.version_now}
+
+    async def healthy(self) -> bool:
+        return True
+
+    async def stop(self) -> None:
+        pass
+
+
+class Workers(RayWorkers):
+    """With actors that start at once; `starts` says which of them, by number, start at all."""
+
+    starts: Callable[[int], bool] = staticmethod(lambda number: True)
+    num_spawned = 0
+
+    def _spawn(self) -> Any:
+        self.num_spawned += 1
+        return Idle.options(num_cpus=0, max_concurrency=100).remote(self.starts(self.num_spawned - 1))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def living(folder: Path, work: Callable[[Workers], Awaitable[None]], **changes: float) -> Workers:
+    words = [f"watch.{key}={value}" for key, value in ({"poll_s": 0.2, "worker_silent_s": 3} | changes).items()]
+    recipe = load_recipe(ROOT / "recipes/tiny.yaml", [f"out={folder}", "name=run", "num_workers=2", *words])
+    log = Log(recipe, 0, token_text=str)
+    watch = Watch(recipe.watch, recipe.run_dir, log.say)
+    workers = Workers(recipe, "", log, watch)
+
+    async def live() -> None:
+        watching = asyncio.create_task(watch.run())
+        try:
+            await workers.start()
+            await work(workers)
+        finally:
+            watching.cancel()
+            await workers.stop()
+
+    asyncio.run(asyncio.wait_for(live(), 120))
+    return workers
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.05)
+
+
+async def give(handles: list[Any]) -> list[tuple[int, str]]:
+    await asyncio.gather(*(handle.take.remote(7) for handle in handles))
+    return []
+
+
+def pid_of(workers: Workers, index: int) -> int:
+    return int(workers._where[workers._handles[index]]["pid"])
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
+def test_a_worker_that_dies_or_stands_still_is_replaced_and_its_trajectories_are_sampled_again(
+    tmp_path: Path, how: signal.Signals
+) -> None:
+    async def work(workers: Workers) -> None:
+        workers.give_weights = give
+        victim = workers._handles[0]
+        sampling = asyncio.create_task(workers.sample_group(TASK, 0, 8))  # on worker 0, the least loaded
+        await asyncio.sleep(0.2)
+        os.kill(pid_of(workers, 0), how)
+        assert len((await sampling).trajectories) == 8
+        assert workers._handles[0] is not victim
+        assert (await workers._handles[0].status.remote())["version"] == 7
+
+    workers = living(tmp_path, work)
+    assert workers.num_spawned == 3 and workers._log.step_counts["recovered/workers"] == 1
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "rollout worker 0 is lost and replaced" in log
+    if how is signal.SIGSTOP:
+        assert "it has answered nothing for" in log and "State:\tT (stopped)" in log  # the stacks came first
+
+
+def test_who_is_being_replaced_takes_no_part_in_a_publication(tmp_path: Path) -> None:
+    async def work(workers: Workers) -> None:
+        gate = asyncio.Event()
+
+        async def slowly(handles: list[Any]) -> list[tuple[int, str]]:
+            await gate.wait()
+            return await give(handles)
+
+        workers.give_weights = slowly
+        first, second = workers._handles
+        workers.lose(first, "it did not take the new weights")
+        await until(lambda: len(workers.members()) == 1)
+        assert workers.members() == [second]
+        gate.set()
+        await until(lambda: len(workers.members()) == 2)
+        assert first not in workers.members()
+
+    living(tmp_path, work)
+
+
+def test_a_replacement_that_fails_is_tried_again_and_not_for_ever(tmp_path: Path) -> None:
+    async def work(workers: Workers) -> None:
+        workers.starts = lambda number: number != 2  # type: ignore[method-assign]
+        workers.lose(workers._handles[0], "gone")
+        await until(lambda: workers.num_spawned == 4 and len(workers.members()) == 2)
+        workers.starts = lambda number: False  # type: ignore[method-assign]
+        workers.lose(workers._handles[1], "gone")
+        await until(lambda: workers._failure is not None)
+        with pytest.raises(RunFailed, match="rollout worker 1 keeps dying"):
+            workers.members()
+
+    living(tmp_path, work)
+
+
+def test_a_trajectory_that_outlives_every_limit_is_lost(tmp_path: Path) -> None:
+    async def work(workers: Workers) -> None:
+        workers._recipe.limits.__dict__["timeout_s"] = 0.1
+        workers.retry_after_s = 0.01
+        assert (await workers.sample_group(TASK, 0, 2)).trajectories == ()
+
+    workers = living(tmp_path, work, trajectory_grace_s=0.1)
+    assert workers._log.step_counts["dropped"] == 6
+    assert "has not ended within 0.2 s" in (tmp_path / "run" / "log.txt").read_text()
