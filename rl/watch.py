@@ -133,13 +133,20 @@ class Watch:
 
     async def run(self) -> None:
         """Look at everything every `poll_s` seconds, until cancelled."""
-        told = ""
+        told: set[str] = set()
         threading.Thread(target=self._watch_the_loop, name="watch", daemon=True).start()
         while True:
             self._beat = time.monotonic()
-            status = {"pid": os.getpid(), "written": time.time()}
+            status: dict[str, Any] = {"pid": os.getpid(), "written": time.time()}
             for look in self.looks:
-                status |= await look()
+                try:
+                    status |= await look()
+                except Exception as error:  # a mistake in what is shown must not blind the watchdog
+                    problem = f"{getattr(look, '__qualname__', look)}: {described(error)}"
+                    status["problems"] = [*status.get("problems", []), problem]
+                    if problem not in told:
+                        told.add(problem)
+                        self._say(f"  the watchdog cannot see a part of the run: {problem}")
             status["waits"] = [
                 {"who": w.who, "what": w.what, "for_s": round(time.monotonic() - w.since, 1), "limit_s": w.limit_s}
                 for w in self._sorted_waits()
@@ -147,9 +154,9 @@ class Watch:
             try:
                 _write(self._run_dir / STATUS, status)
             except OSError as error:  # the run itself says so when it cannot go on
-                if (problem := described(error)) != told:
+                if (problem := described(error)) not in told:
+                    told.add(problem)
                     print(f"{STATUS} could not be written: {problem}", file=sys.stderr)
-                    told = problem
             await asyncio.sleep(self.config.poll_s)
 
     @contextlib.contextmanager

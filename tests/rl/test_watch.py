@@ -103,6 +103,28 @@ def test_the_status_of_a_live_run_is_printed(tmp_path: Path, capsys: pytest.Capt
         assert main(["status", str(tmp_path)]) == 2
 
 
+def test_a_mistake_in_one_look_does_not_blind_the_others(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    async def broken() -> dict[str, object]:
+        raise KeyError("worker")
+
+    async def well() -> dict[str, object]:
+        return {"step": 3}
+
+    async def living() -> None:
+        watch = watch_in(tmp_path, said, poll_s=0.02)
+        watch.looks += [broken, well]
+        running = asyncio.create_task(watch.run())
+        await asyncio.sleep(0.3)
+        running.cancel()
+
+    asyncio.run(living())
+    status = json.loads((tmp_path / STATUS).read_text())
+    assert status["step"] == 3 and "KeyError" in status["problems"][0]
+    assert len(said) == 1
+
+
 STUCK = """
     import json, re, sys, threading
     from sandboxrl.rl.watch import answer_with_stacks
