@@ -11,6 +11,7 @@ SIGUSR1.
 import asyncio
 import contextlib
 import faulthandler
+import functools
 import io
 import itertools
 import json
@@ -219,6 +220,7 @@ def _write(path: Path, status: dict[str, Any]) -> None:
 # --- the actors' side ----------------------------------------------------------------------------------------------
 
 
+@functools.cache  # whoever asks again is told of the same file
 def answer_with_stacks() -> dict[str, int]:
     """From now on SIGUSR1 writes the stacks of this process's threads into a file in memory, even when its interpreter
     is stuck in a call. Returns what `stacks_of` takes."""
