@@ -32,6 +32,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
@@ -47,6 +48,7 @@ from sandboxrl.rl.start.scripts import ARM, FLAWS, TOOLS, Player, play_all
 from sandboxrl.rl.start.tokenizer import make_tokenizer
 
 NUM_PROBES = 64
+LINE_EVERY_S = 10.0
 NUM_PARTS = 4
 """Forward passes of one step, as many at a time as there are cores: each takes lessons of similar lengths, so little of
 it is padding. One core for each and not all for one: cores that must meet after every product stand still together
@@ -70,13 +72,18 @@ def main(argv: Sequence[str]) -> int:
 
 
 def show_start(config: StartConfig, folder: Path) -> Path:
-    """`make_start` with a progress bar."""
+    """`make_start` with a progress bar in a terminal, and a line every ten seconds elsewhere."""
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn())
-    with Progress(*columns) as bars:
+    with Progress(*columns, console=Console(stderr=True)) as bars:
         bar = bars.add_task("starting policy", total=1.0, note="")
+        said = time.monotonic() - LINE_EVERY_S
 
         def progress(stage: str, done: float, note: str) -> None:
+            nonlocal said
             bars.update(bar, description=f"starting policy: {stage}", completed=done, note=note)
+            if not bars.console.is_terminal and time.monotonic() - said >= LINE_EVERY_S:
+                said = time.monotonic()
+                print(f"starting policy: {stage}, {done:.0%} of all, {note}".rstrip(", "), file=sys.stderr, flush=True)
 
         return make_start(config, folder, progress)
 
