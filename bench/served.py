@@ -119,13 +119,11 @@ def serving(model: Path, log: Path, max_model_len: int) -> Iterator[str]:
     """The base URL of a vLLM server for `model`, which is called by its path there."""
     port = free_port()
     command = serve_command(str(model), "hermes", max_model_len)
-    command += ["--enforce-eager", "--host", "127.0.0.1", "--port", str(port)]
     if command[0] == "python":
         command[0] = sys.executable
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
         "TORCHDYNAMO_DISABLE": "1",
         "VLLM_NO_USAGE_STATS": "1",
     }

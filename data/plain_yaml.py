@@ -28,6 +28,8 @@ _SPECIAL = {
 
 def read_file(path: Path) -> tuple[Any, Any]:
     """Of a file; see `read`. Raises OSError too."""
+    if path.exists() and not path.is_file():  # to open a pipe is to wait for whoever writes into it
+        raise InputError(f"{path} is not a file")
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

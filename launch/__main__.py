@@ -34,6 +34,8 @@ VERBS = {
     "doctor": "what this machine lacks and the line that fixes it",
     "image": "build and check the sandbox image",
 }
+PATH_TROUBLE = ("Symlink loop from", "Could not determine home directory")
+"""What pathlib raises as a RuntimeError, though it is a path that is wrong."""
 NESTED = ("check", "data", "image")
 """Verbs with verbs of their own: argparse cannot take their options and their words in any order."""
 
@@ -65,6 +67,8 @@ def _exit_code(words: Sequence[str]) -> int:
     except OSError as error:
         return _failed(words, 1 if is_machine_fault(error) else 2, told(error), error)
     except Exception as error:
+        if str(error).startswith(PATH_TROUBLE):
+            return _failed(words, 2, one_line(error), error)
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{os.path.basename(place.filename)}:{place.lineno}; SANDBOXRL_TRACEBACK=1 shows the whole trace"
         return _failed(words, 1, f"internal error: {described(error)} ({where})", error)

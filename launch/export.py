@@ -1,13 +1,15 @@
 """`sandboxrl export RUN [--step N | --best] --out DIR`: a run's policy as a Hugging Face folder that vLLM serves."""
 
 import argparse
+import os
 import shlex
 import shutil
 from pathlib import Path
 
 from sandboxrl.data.errors import InputError
-from sandboxrl.rl.config import load_recipe
+from sandboxrl.rl.continuing import recipe_of_folder
 from sandboxrl.rl.engine.config import serve_command
+from sandboxrl.rl.learner.checkpoint import Checkpoints
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -19,15 +21,31 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if not (args.run_dir / "recipe.yaml").is_file():
-        raise InputError(f"{args.run_dir} is not a run folder: it has no recipe.yaml")
-    if args.out.exists():
+    recipe = recipe_of_folder(args.run_dir, [])
+    if os.path.lexists(args.out):
         raise InputError(f"{args.out} exists already; name another --out")
-    recipe = load_recipe(args.run_dir / "recipe.yaml")
-    from sandboxrl.rl.learner.checkpoint import Checkpoints  # heavy from here on: torch
-    from sandboxrl.rl.learner.learner import export
+    step = chosen_step(args)
+    from sandboxrl.rl.learner.learner import export  # heavy from here on: torch, Ray
     from sandboxrl.rl.run import load_chat_format, model_of_run
 
+    model_dir = model_of_run(recipe, args.run_dir)
+    parser = load_chat_format(model_dir, recipe).call_format
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    partial = args.out.with_name(f".{args.out.name}.{os.getpid()}.part")  # --out is there whole or not at all
+    try:
+        export(Checkpoints(args.run_dir).path(step), model_dir, partial)
+        if recipe.model.chat_template:
+            shutil.copy(recipe.model.chat_template, partial / "chat_template.jinja")
+        partial.rename(args.out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    print(f"{args.out}: the policy of {args.run_dir} after step {step}.  Serve it:")
+    print(f"  {shlex.join(serve_command(str(args.out), parser))}")
+    return 0
+
+
+def chosen_step(args: argparse.Namespace) -> int:
+    """The checkpoint to export, which is whole. Raises InputError."""
     checkpoints = Checkpoints(args.run_dir)
     steps = checkpoints.steps()
     if args.best and "best" not in checkpoints.protected():
@@ -40,11 +58,4 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"{args.run_dir} has no checkpoint of step {step}; there are: {steps or 'none'}")
     if problem := checkpoints.problem(step):
         raise InputError(problem)
-    model_dir = model_of_run(recipe, args.run_dir)
-    parser = load_chat_format(model_dir, recipe).call_format
-    export(checkpoints.path(step), model_dir, args.out)
-    if recipe.model.chat_template:
-        shutil.copy(recipe.model.chat_template, args.out / "chat_template.jinja")
-    print(f"{args.out}: the policy of {args.run_dir} after step {step}.  Serve it:")
-    print(f"  {shlex.join(serve_command(str(args.out), parser))}")
-    return 0
+    return step

@@ -286,7 +286,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         layers = [*_read_layers(path, seen=()), _anchored(_read_overrides(overrides), Path.cwd())]
         _replace_task_sets(layers)
-        merged = OmegaConf.merge(OmegaConf.structured(Recipe), {"name": path.stem}, *layers)
+        merged = _merged(Recipe, {"name": path.stem}, *layers)
         recipe = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         key, message = getattr(error, "full_key", ""), str(error).split("\n")[0]
@@ -297,11 +297,18 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return recipe
 
 
+def _merged(base: Any, *layers: Any) -> Any:
+    try:
+        return OmegaConf.merge(OmegaConf.structured(base), *layers)
+    except TypeError as error:  # a list where a mapping belongs, or the other way round
+        raise InputError(one_line(error)) from None
+
+
 def with_overrides(base: T, words: Sequence[str]) -> tuple[T, set[str]]:
     """A dataclass of settings with `a.b=c` words over it, and the keys that they name. Raises InputError."""
     layer = _anchored(_read_overrides(words, type(base)), Path.cwd())
     try:
-        found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(base), layer))
+        found = OmegaConf.to_object(_merged(base, layer))
     except OmegaConfBaseException as error:
         key, message = getattr(error, "full_key", ""), str(error).split("\n")[0]
         raise InputError(f"{key}: {one_line(message)}") from None
@@ -404,6 +411,8 @@ def _typed(section: type, values: Mapping[str, Any], texts: Mapping[str, Any], w
 
 def _fitting(kind: Any, value: Any, text: Any, where: str) -> Any:
     """`value` as a key of the type `kind` takes it. Raises InputError for a number that is none."""
+    if isinstance(text, str) and "\0" in text:
+        raise InputError(f"{where}: holds a null byte")
     if text == "???":
         raise InputError(f"{where}: ??? stands for a value that is still to be given")
     if kind is str or get_origin(kind) is Literal:

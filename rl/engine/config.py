@@ -110,7 +110,8 @@ def serve_command(model: str, call_format: str, max_model_len: int = 4096) -> li
         return ["vllm", "serve", model, *words]
     lengths = ["--max-model-len", str(max_model_len), "--max-num-batched-tokens", str(max(max_model_len, 2048))]
     command = ["python", "-m", "vllm.entrypoints.openai.api_server", "--model", model]
-    return [*command, *words, "--no-enable-chunked-prefill", *lengths]
+    memory = ["--kv-cache-memory-bytes", str(CPU_KV_BYTES), "--enforce-eager"]  # its own default is gigabytes
+    return [*command, *words, "--no-enable-chunked-prefill", *lengths, *memory]
 
 
 def weight_backend(config: EngineConfig) -> str:
