@@ -16,10 +16,15 @@ class LiveReport:
     """Called by the run after each step; never waits. A report that fails is tried again; what it said is in
     `report.log`."""
 
-    def __init__(self, run_dir: Path) -> None:
-        self._dir = run_dir
+    def __init__(self, run_dir: Path, at_least_s: float = AT_LEAST_S) -> None:
+        self._dir, self._at_least_s = run_dir, at_least_s
         self._child: subprocess.Popen[bytes] | None = None
         self._started = self._due = 0.0
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process that writes a report now."""
+        return self._child.pid if self._child else None
 
     def renew(self) -> str:
         """Start a new report, unless one is being written or the last one is not old enough. Returns what the last one
@@ -30,7 +35,7 @@ class LiveReport:
             if code is None:
                 return ""
             self._child = None
-            self._due = now + max(AT_LEAST_S, SHARE * (now - self._started))
+            self._due = now + max(self._at_least_s, SHARE * (now - self._started))
             failure = self._last_line() if code else ""
         if now < self._due:
             return failure

@@ -15,7 +15,9 @@ def analysis_page(runs: Runs, tables: Sequence[Table], title: str) -> str:
     by_name = {table.name: table for table in tables}
     parts = [f"<h1>{html.escape(title)}</h1>", _section("Scores with 95 % intervals", _score_plot(runs))]
     if "capabilities" in by_name:
-        parts.append(_section("Capability use, % of turns", _table_plot(by_name["capabilities"], 0, (1, 2, 3))))
+        parts.append(
+            _section("Capability use, % of turns", _table_plot(by_name["capabilities"], 0, (1, 2, 3), longest=100.0))
+        )
     if "tokens" in by_name:
         parts.append(_section("Tokens per query, thousands", _table_plot(by_name["tokens"], 1, (2, 3))))
     parts += [_section(table.title, _table(table), table.note) for table in tables]
@@ -58,7 +60,7 @@ def _score_plot(runs: Runs) -> str:
     return _bars(groups, longest=100.0)
 
 
-def _table_plot(table: Table, group_column: int, columns: Sequence[int]) -> str:
+def _table_plot(table: Table, group_column: int, columns: Sequence[int], longest: float = 0.0) -> str:
     """Bars of some columns of a table; a group for each value of `group_column`."""
     groups: dict[str, list[Bar]] = {}
     for row in table.rows:
@@ -67,7 +69,7 @@ def _table_plot(table: Table, group_column: int, columns: Sequence[int]) -> str:
             value = row[column]
             if isinstance(value, float):
                 groups.setdefault(group, []).append((table.columns[column], value, value, value))
-    return _bars(groups)
+    return _bars(groups, longest)
 
 
 def _bars(groups: Mapping[str, Sequence[Bar]], longest: float = 0.0) -> str:
