@@ -1,13 +1,19 @@
 # make train   set up and run the main job: a small model learns to use a computer
 # make test    set up and run the tests
-# NAME=second  another run folder;  ARGS="steps=5 seed=1"  any key of the recipe
+# make lint    set up, then check style and types
+# make setup   set up: .venv and the sandbox
+# NAME=second  another run folder for make train
+# ARGS="steps=5 seed=1"  any key of the recipe, for make train; options of pytest, for make test
 SHELL := /bin/bash
 NAME ?= tiny
 ARGS ?=
 RUN := source .venv/bin/activate &&
 LINT := ruff check -q . && ruff format -q --check . && mypy
 
-.PHONY: train test setup lint
+.PHONY: help train test setup lint
+
+help:
+	@sed -n 's/^# //p' Makefile | head -6
 
 train: .venv/.ready
 	@$(RUN) python -m sandboxrl.launch train recipes/tiny.yaml name=$(NAME) $(ARGS)

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import sandboxrl
 from sandboxrl.data.errors import InputError, described, is_machine_fault, nearest, one_line, told
-from sandboxrl.launch.parser import Parser
+from sandboxrl.launch.parser import Parser, parser_of
 from sandboxrl.launch.signals import like_ctrl_c
 
 VERBS = {
@@ -82,10 +82,9 @@ def _run(words: Sequence[str]) -> int:
         _all_verbs().parse_args([verb])  # ends here with --help or --version
     if verb not in VERBS:
         raise InputError(f"unknown verb {verb!r}{nearest(verb, VERBS)}")
-    module = importlib.import_module(f"sandboxrl.launch.{verb}")  # this one alone, so that each starts at once
-    parser = Parser(prog=f"sandboxrl {verb}", description=VERBS[verb])
-    module.configure(parser)
-    return int(module.run(parser.parse_args(rest) if verb in NESTED else parser.parse_intermixed_args(rest)))
+    parser = parser_of(verb)  # this one alone is imported, so that each starts at once
+    parsed = parser.parse_args(rest) if verb in NESTED else parser.parse_intermixed_args(rest)
+    return int(importlib.import_module(f"sandboxrl.launch.{verb}").run(parsed))
 
 
 def _all_verbs(*imported: str) -> Parser:

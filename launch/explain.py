@@ -11,14 +11,16 @@ from rich.table import Table
 from sandboxrl.data.errors import InputError
 from sandboxrl.data.prompt.arms import load_arm
 from sandboxrl.data.sources import ORIGINS, named_specs, origin_of, parse_spec
-from sandboxrl.rl.config import Recipe, knobs, load_recipe
+from sandboxrl.rl.config import Recipe, find_recipe, is_carried_out, knobs, load_recipe
 from sandboxrl.rl.sizes import report as sizes
 
 GIB = 1 << 30
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", metavar="RECIPE", nargs="?", help="a YAML file, for example recipes/qwen3_4b.yaml")
+    parser.add_argument(
+        "recipe", metavar="RECIPE", nargs="?", help="a YAML file, or the name of a recipe that ships (qwen3_4b)"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="any key of the recipe")
     parser.add_argument("--keys", action="store_true", help="list every key with its default and what it does")
     parser.add_argument("--dry-run", action="store_true", help="run the learner's step at true size, without values")
@@ -36,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.recipe is None:
         raise InputError("name a recipe, for example recipes/tiny.yaml, or ask for --keys")
-    recipe = load_recipe(args.recipe, args.overrides)
+    recipe = load_recipe(find_recipe(args.recipe), args.overrides)
     load_arm(recipe.prompt)
     rows = list(facts(recipe))
     report = sizes.dry_run_report(recipe, args.gpu_memory) if args.dry_run else None
@@ -178,7 +180,8 @@ def _clip_note(recipe: Recipe) -> str:
 
 
 def _keys() -> Table:
-    table = Table("key", "default", "what it does", title="every key of a recipe")
+    told = "every key of a recipe; those with * say how a run is carried out and may change when it goes on"
+    table = Table("key", "default", "what it does", title=told)
     for key, (default, text) in knobs(Recipe).items():
-        table.add_row(key, str(default), text)
+        table.add_row(key + " *" * is_carried_out(key), str(default), text)
     return table

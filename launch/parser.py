@@ -1,6 +1,7 @@
 """The parser of every verb: what is wrong becomes an InputError with the nearest valid word."""
 
 import argparse
+import importlib
 from typing import Any, NoReturn
 
 from sandboxrl.data.errors import InputError, nearest
@@ -18,6 +19,14 @@ class Parser(argparse.ArgumentParser):
             word = unknown.split()[0].partition("=")[0]
             message = f"unknown argument {word!r}{nearest(word, self._option_string_actions)}"
         raise InputError(message)
+
+
+def parser_of(verb: str) -> Parser:
+    """The parser of one verb; imports that verb alone."""
+    module = importlib.import_module(f"sandboxrl.launch.{verb}")
+    parser = Parser(prog=f"sandboxrl {verb}", description=(module.__doc__ or "").split("\n")[0])
+    module.configure(parser)
+    return parser
 
 
 def configure_progress(parser: argparse.ArgumentParser) -> None:
