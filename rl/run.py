@@ -26,9 +26,11 @@ from sandboxrl.envs.tools.tool_set import tool_set
 from sandboxrl.rl import trainer
 from sandboxrl.rl.cluster.connect import check_reachable, connect
 from sandboxrl.rl.cluster.learners import RayLearners
+from sandboxrl.rl.cluster.placement import Placement
 from sandboxrl.rl.cluster.workers import RayWorkers
 from sandboxrl.rl.config import Recipe, save_recipe
 from sandboxrl.rl.continuing import RECIPE, SUMMARY, Changes, held, is_finished
+from sandboxrl.rl.engine.config import on_cpu
 from sandboxrl.rl.hooks import load_hooks
 from sandboxrl.rl.learner.checkpoint import Checkpoints
 from sandboxrl.rl.own_code import with_code
@@ -217,18 +219,21 @@ async def train_run(recipe: Recipe, inputs: Inputs, progress: Progress, changes:
             connect(recipe.cluster)
         watch = Watch(recipe.watch, recipe.run_dir, log.say)
         watch.looks.append(log.look)
-        workers = RayWorkers(recipe, inputs.model_dir, log, watch)
-        learners = RayLearners(recipe, inputs.model_dir, watch)
+        placement = await Placement.reserve(recipe, not on_cpu(), watch)
+        together = recipe.placement == "together"
+        workers = RayWorkers(recipe, inputs.model_dir, log, watch, placement)
+        learners = RayLearners(recipe, inputs.model_dir, watch, placement, workers if together else None)
         watching = asyncio.create_task(watch.run())
         try:
             with watch.on_signal():
-                await asyncio.gather(workers.start(), learners.start(step, checkpoints.folder(step)))
+                await _start(workers, learners, step, checkpoints.folder(step), together)
                 stopped = await _train_to_the_end(recipe, inputs, workers, learners, log)
             status = f"stopped: {stopped}" if stopped else "finished"
         finally:
             watching.cancel()
             await workers.stop()
             await learners.stop()
+            placement.release()
             ray.shutdown()
     except (RunFailed, OwnCodeFailed, OSError) as error:  # OSError: no room, no descriptors, no processes
         status = f"failed: {error}"
@@ -244,6 +249,15 @@ async def train_run(recipe: Recipe, inputs: Inputs, progress: Progress, changes:
         progress.line(closing, {"event": "end", **summary, "report": str(report)})
         log.note(closing)
     return summary
+
+
+async def _start(workers: RayWorkers, learners: RayLearners, step: int, checkpoint: str, together: bool) -> None:
+    """Both at once, unless they share GPUs: vLLM measures what memory is free, and must find the GPU as it will be."""
+    if together:
+        await workers.start()
+        await learners.start(step, checkpoint)
+    else:
+        await asyncio.gather(workers.start(), learners.start(step, checkpoint))
 
 
 async def _train_to_the_end(

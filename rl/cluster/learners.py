@@ -17,9 +17,10 @@ from ray.exceptions import RayError, RayTaskError
 
 from sandboxrl.data.plugin import Code
 from sandboxrl.rl.cluster.connect import cause, stacks_of_actors, whereabouts
+from sandboxrl.rl.cluster.placement import Placement
 from sandboxrl.rl.cluster.workers import RayWorkers, raised, wait_for_start
 from sandboxrl.rl.config import Recipe
-from sandboxrl.rl.engine.config import garbage_left_alone, on_cpu, weight_backend
+from sandboxrl.rl.engine.config import KV_CACHE, WEIGHTS, garbage_left_alone, on_cpu, weight_backend
 from sandboxrl.rl.grpo import LossConfig, find_policy_loss
 from sandboxrl.rl.learner.batch import Batch, Row
 from sandboxrl.rl.learner.checkpoint import LEARNER
@@ -88,8 +89,13 @@ class LearnerRank:
 class RayLearners:
     """The learner ranks as one."""
 
-    def __init__(self, recipe: Recipe, model_dir: str, watch: Watch) -> None:
+    def __init__(
+        self, recipe: Recipe, model_dir: str, watch: Watch, placement: Placement, sharing: RayWorkers | None = None
+    ) -> None:
+        """`sharing`: the workers whose GPUs these are too; they sleep from the beginning of an update to the end of the
+        publication after it."""
         self._recipe, self._model_dir, self._watch = recipe, model_dir, watch
+        self._placement, self._sharing = placement, sharing
         self._ranks: list[Any] = []
         self._where: list[dict[str, Any]] = []
         """Node and process of each rank, for its stacks."""
@@ -101,12 +107,9 @@ class RayLearners:
 
     async def start(self, version: int = 0, checkpoint: str = "") -> None:
         """Load the model, and the state of `checkpoint` where one is given."""
-        config, on_gpu = self._recipe.learner_of_run, self._recipe.learner.device != "cpu" and not on_cpu()
-        options = {"num_cpus": int(on_gpu), "num_gpus": int(on_gpu)}
-        environment = {"env_vars": {"OMP_NUM_THREADS": str(config.threads), "TOKENIZERS_PARALLELISM": "false"}}
-        code = code_of(self._recipe)
+        config, code = self._recipe.learner_of_run, code_of(self._recipe)
         self._ranks = [
-            LearnerRank.options(**options, runtime_env=environment).remote(rank, config, code)
+            LearnerRank.options(**self._placement.of_rank(rank)).remote(rank, config, code)
             for rank in range(config.world_size)
         ]
         self._where = await wait_for_start(self._watch, "learners", [rank.where.remote() for rank in self._ranks])
@@ -129,6 +132,8 @@ class RayLearners:
             await self.start(version, checkpoint)
 
     async def update(self, batch: Batch) -> Mapping[str, float]:
+        if self._sharing is not None:
+            await self._sharing.sleep()  # not within the lock: a worker that is starting must get its weights first
         async with self._busy:
             updating = [r.update.remote(batch.of_rank(i), batch.probe) for i, r in enumerate(self._ranks)]
             stats = await self._all(updating, f"update {self._version + 1}", self._watch.config.update_s)
@@ -143,10 +148,14 @@ class RayLearners:
 
     async def publish(self, workers: RayWorkers, version: int) -> None:
         assert version == self._version, f"the learner holds version {self._version}, not {version}"
+        if self._sharing is not None:
+            await self._sharing.wake(WEIGHTS)  # the KV cache later: both, and a whole tensor of ours, may be too much
         members = workers.members()
         for index, reason in await self._give(members):
             workers.lose(members[index], reason)
         workers.give_weights = self._give
+        if self._sharing is not None:
+            await self._sharing.wake(KV_CACHE)
 
     async def save(self, path: str) -> Awaitable[None]:
         async with self._busy:
@@ -179,7 +188,7 @@ class RayLearners:
 
     async def _give(self, workers: list[Any]) -> list[tuple[int, str]]:
         """Give these workers the weights; returns `(index, what happened)` of each that was lost on the way."""
-        engine, limit_s = self._recipe.engine, self._watch.config.publish_s
+        engine, limit_s = self._recipe.engine_of_run, self._watch.config.publish_s
         dtype = engine.compute_dtype(on_cpu())
         async with self._busy:
             version = self._version

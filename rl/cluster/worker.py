@@ -194,6 +194,13 @@ class RolloutWorker:
     async def finish_weight_update(self, version: int) -> None:
         await self._engine.finish_weight_update(version)
 
+    async def sleep(self) -> int:
+        """Freeze what is being drawn and give the engine's memory back; returns the bytes."""
+        return await self._engine.sleep()
+
+    async def wake(self, part: str) -> None:
+        await self._engine.wake(part)
+
     async def num_ranks(self) -> int:
         return self._engine.num_ranks()
 

@@ -22,9 +22,10 @@ from sandboxrl.data.task import Task
 from sandboxrl.envs.policy.protocol import EngineLost, Sampling
 from sandboxrl.envs.trajectory import Group, StopReason, Tokens, Trajectory
 from sandboxrl.rl.cluster.connect import cause, stacks_of_actors
+from sandboxrl.rl.cluster.placement import Placement
 from sandboxrl.rl.cluster.worker import RolloutWorker
 from sandboxrl.rl.config import Recipe
-from sandboxrl.rl.engine.config import check_runs_here, on_cpu, worker_environment
+from sandboxrl.rl.engine.config import KV_CACHE, check_runs_here
 from sandboxrl.rl.own_code import code_of
 from sandboxrl.rl.reports.run_folder import Log
 from sandboxrl.rl.trainer import LearnerLost, RunFailed
@@ -55,8 +56,9 @@ class RayWorkers:
     """How long workers may take to close engine and sandboxes before they are killed: one that never started, or whose
     engine is stuck, would be waited for without an end."""
 
-    def __init__(self, recipe: Recipe, model_dir: str, log: Log, watch: Watch) -> None:
+    def __init__(self, recipe: Recipe, model_dir: str, log: Log, watch: Watch, placement: Placement) -> None:
         self._recipe, self._model_dir, self._log, self._watch = recipe, model_dir, log, watch
+        self._placement = placement
         self._handles: list[Any] = []
         self._where: dict[Any, dict[str, Any]] = {}
         """Node and process of each worker, for its stacks."""
@@ -70,15 +72,19 @@ class RayWorkers:
         self._places = [asyncio.Semaphore(recipe.engine.max_num_seqs) for _ in range(recipe.num_workers)]
         self._replacing = [asyncio.Lock() for _ in range(recipe.num_workers)]
         self._num_replaced = [0] * recipe.num_workers
+        self._asleep = False
+        self._room = asyncio.Event()
+        """There is memory for a fresh engine: not while the others sleep so that the learner has it."""
+        self._room.set()
         self.give_weights: Callable[[list[Any]], Awaitable[list[tuple[int, str]]]] | None = None
         """Called with fresh workers, returns which were lost and why; set by the learners once they have published."""
         watch.looks.append(self._look)
         watch.stacks.append(self._stacks)
 
     async def start(self) -> None:
-        check_runs_here(self._recipe.engine)
+        check_runs_here(self._recipe.engine_of_run)
         count = self._recipe.num_workers
-        self._handles, self._load = [self._spawn() for _ in range(count)], [0] * count
+        self._handles, self._load = [self._spawn(worker) for worker in range(count)], [0] * count
         with self._log.progress.stage("engines and sandboxes"):
             await self._start(self._handles)
         seconds = [self._where[handle]["seconds"] for handle in self._handles]
@@ -100,6 +106,45 @@ class RayWorkers:
             task = asyncio.ensure_future(self._replace_quietly(worker, handle, reason))
             self._replacements.add(task)
             task.add_done_callback(self._replacements.discard)
+
+    async def sleep(self) -> None:
+        """Have every engine give its memory back and freeze what it is drawing, for a learner on the same GPUs. When
+        this returns, nothing of them is there: one that cannot sleep is ended. A fresh one waits for `wake`."""
+        if self._asleep:
+            return
+        self._room.clear()
+        for lock in self._replacing:  # one that is starting just now is waited for
+            async with lock:
+                pass
+        self._asleep, freed = True, 0
+        for handle, outcome in (await self._each("sleep")).items():
+            if isinstance(outcome, BaseException):
+                ray.kill(handle)
+                self.lose(handle, f"it could not sleep: {cause(outcome)}")
+            else:
+                freed += outcome
+        self._log.note(f"engines sleep: {freed:,} bytes given back")
+
+    async def wake(self, part: str) -> None:
+        """First `weights`, which then must be given to all, then `kv_cache`: they go on."""
+        if not self._asleep:
+            return
+        for handle, outcome in (await self._each("wake", part)).items():
+            if isinstance(outcome, BaseException):
+                self.lose(handle, f"it did not wake: {cause(outcome)}")
+        if part == KV_CACHE:
+            self._asleep = False
+            self._room.set()
+
+    async def _each(self, method: str, *arguments: Any) -> dict[Any, Any]:
+        """Every worker's answer, or what it failed with."""
+        handles = list(self._handles)
+        asking = asyncio.gather(*(getattr(h, method).remote(*arguments) for h in handles), return_exceptions=True)
+        try:
+            answers = await self._watch.bounded(asking, "rollout workers", method, self._watch.config.publish_s)
+        except Stalled as error:
+            answers = [error] * len(handles)
+        return dict(zip(handles, answers, strict=True))
 
     async def sample_group(self, task: Task, index: int, size: int) -> Group:
         """The trajectories of one task. What the machine loses is sampled again, `retries` times."""
@@ -218,6 +263,7 @@ class RayWorkers:
 
     async def _replace(self, worker: int, dead: Any, error: BaseException) -> None:
         """Put a fresh worker in the place of `dead`; whoever comes second finds it done."""
+        await self._room.wait()
         async with self._replacing[worker]:
             if self._handles[worker] is not dead:
                 return
@@ -229,7 +275,7 @@ class RayWorkers:
                 self._log.recovered("workers", f"rollout worker {worker} is lost and replaced: {reason}")
                 self._forget(dead)
                 ray.kill(dead)
-                fresh = self._spawn()
+                fresh = self._spawn(worker)
                 try:
                     await self._start([fresh])
                     lost = await self.give_weights([fresh]) if self.give_weights is not None else []
@@ -249,18 +295,13 @@ class RayWorkers:
         self._load[worker] += size
         return worker
 
-    def _spawn(self) -> Any:
+    def _spawn(self, worker: int) -> Any:
         recipe = self._recipe
-        gpus = 0 if on_cpu() else recipe.engine.tensor_parallel_size
-        options = RolloutWorker.options(
-            num_cpus=0 if on_cpu() else 1,
-            num_gpus=gpus,
-            max_concurrency=4 * recipe.engine.max_num_seqs + 16,
-            runtime_env={"env_vars": worker_environment(recipe.engine)},
-        )
+        where, concurrency = self._placement.of_worker(worker), 4 * recipe.engine.max_num_seqs + 16
+        options = RolloutWorker.options(**where, max_concurrency=concurrency)
         return options.remote(
             model=self._model_dir,
-            engine=recipe.engine,
+            engine=recipe.engine_of_run,
             sandbox=replace(recipe.sandbox, rootfs=_absolute(recipe.sandbox.rootfs)),
             limits=recipe.limits,
             arm=load_arm(recipe.prompt),

@@ -13,6 +13,8 @@ CPU_BLOCK_TOKENS = 32
 """The smallest block of the KV cache that vLLM's CPU attention knows. A turn computes again what fills no block; its
 default of 128 costs a third more time."""
 CPU_KV_BYTES = 256 << 20
+WEIGHTS, KV_CACHE = "weights", "kv_cache"
+"""vLLM's names for what an engine that sleeps has given back."""
 GPU_BATCHED_TOKENS = 16_384
 """vLLM's own default where it runs as here is 2,048: prompts of 65,536 tokens in 32 steps."""
 

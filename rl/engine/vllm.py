@@ -24,6 +24,8 @@ from typing import Any
 from sandboxrl.data.errors import described
 from sandboxrl.envs.policy.protocol import EngineLost, Sampled, Sampling
 from sandboxrl.rl.engine.config import (
+    KV_CACHE,
+    WEIGHTS,
     EngineConfig,
     arguments,
     check_runs_here,
@@ -34,8 +36,6 @@ from sandboxrl.rl.engine.config import (
 
 ABORT_GRACE_S = 60.0
 """How long an overdue request may take to come back after it was cut; a step of the engine is far shorter."""
-WEIGHTS, KV_CACHE = "weights", "kv_cache"
-"""vLLM's names for what an engine that sleeps has given back."""
 CALL_TIMEOUT_S = 900.0
 """How long loading a model, or one part of a weight update, may take."""
 

@@ -14,6 +14,7 @@ from sandboxrl.data.errors import InputError
 from sandboxrl.data.task import Task
 from sandboxrl.envs.policy.protocol import EngineLost
 from sandboxrl.envs.trajectory import StopReason, Trajectory
+from sandboxrl.rl.cluster.placement import Placement
 from sandboxrl.rl.cluster.workers import RayWorkers, together
 from sandboxrl.rl.config import load_recipe
 from sandboxrl.rl.reports.run_folder import Log
@@ -27,7 +28,7 @@ TASK = Task(id="t", source="s", question="?", gold="1", reward="exact")
 def workers_in(folder: Path) -> RayWorkers:
     recipe = load_recipe(ROOT / "recipes/tiny.yaml", [f"out={folder}", "name=run"])
     log = Log(recipe, 0, token_text=str)
-    return RayWorkers(recipe, "", log, Watch(WatchConfig(), folder, log.say))
+    return RayWorkers(recipe, "", log, Watch(WatchConfig(), folder, log.say), Placement(recipe, gpus=False))
 
 
 class Remote:
