@@ -22,7 +22,9 @@ from sandboxrl.data.files import read_jsonl, write_jsonl
 from sandboxrl.envs.trajectory import Trajectory
 from sandboxrl.rl.cluster.connect import connect
 from sandboxrl.rl.cluster.learners import RayLearners
+from sandboxrl.rl.cluster.placement import Placement
 from sandboxrl.rl.config import Recipe
+from sandboxrl.rl.engine.config import on_cpu
 from sandboxrl.rl.learner.batch import build_batch
 from sandboxrl.rl.learner.checkpoint import Checkpoints
 from sandboxrl.rl.reports.events import read_events
@@ -56,11 +58,11 @@ async def replay(
     watch = Watch(recipe.watch, recipe.run_dir, say)
     rows, differing = [], []
     connect(recipe.cluster)
-    learners = RayLearners(recipe, model_dir, watch)
+    learners = RayLearners(recipe, model_dir, watch, Placement(recipe, not on_cpu()))
     try:
         await learners.start(first, kept.folder(first))
         for step in range(first + 1, last + 1):
-            batch = build_batch(groups[step], recipe.loss, recipe.learner, step - 1)
+            batch = build_batch(groups[step], recipe.loss, recipe.learner, step - 1, kept_kv=recipe.engine.keep_kv)
             stats = await learners.update(batch)
             rows.append({"step": step, **stats})
             before = recorded.get(step, {})

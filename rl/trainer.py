@@ -167,7 +167,8 @@ async def train(
             in_flight.start(recipe.groups_per_step * (1 + recipe.max_staleness) - len(in_flight.waiting))
             groups = await collect(recipe, in_flight, step, log)  # 1. wait for the oldest groups
             clock.lap("time/rollout_s")
-            batch = build_batch([g.trajectories for g in groups], recipe.loss, recipe.learner, step, await probes)
+            trajectories, kept_kv = [g.trajectories for g in groups], recipe.engine.keep_kv
+            batch = build_batch(trajectories, recipe.loss, recipe.learner, step, await probes, kept_kv)
             stats = await learners.update(batch)  # 2. advantages, loss, one optimizer step
             clock.lap("time/learn_s")
             check_agreement(recipe, stats, step)

@@ -94,10 +94,11 @@ def build_batch(
     learner: LearnerConfig,
     version: int,
     probes: Sequence[Tokens] = (),
+    kept_kv: bool = False,
 ) -> Batch:
     """Rows of one training step. `groups` hold graded trajectories of our own engine, machine faults already removed;
     `version` is the weight version that the learner holds now. `probes` are tokens sampled for no other purpose than
-    to compare engine and learner.
+    to compare engine and learner. `kept_kv`: see EngineConfig.keep_kv.
 
     With several minibatches trajectory i goes to minibatch i modulo their number, and each minibatch has a normaliser
     of its own. Raises ValueError for a trajectory without reward or tokens, with a log-probability that is not finite,
@@ -111,7 +112,7 @@ def build_batch(
         weights = loss_weights([s.num_tokens for s in part], [s.group for s in part], loss)
         moving = [(s, w) for s, w in zip(part, weights, strict=True) if w and _moves(s, loss)]
         if moving:
-            minibatches.append(_rows(moving, learner, version))
+            minibatches.append(_rows(moving, learner, version, kept_kv))
     rows = [row for ranks in minibatches for rank in ranks for row in rank if row.trained.size]
     return Batch(
         minibatches=tuple(minibatches),
@@ -172,12 +173,14 @@ def _moves(sample: _Sample, loss: LossConfig) -> bool:
     return sample.advantage != 0 or loss.policy_loss == "dppo" or is_own(loss.policy_loss)
 
 
-def _rows(moving: list[tuple[_Sample, float]], learner: LearnerConfig, version: int) -> tuple[tuple[Row, ...], ...]:
+def _rows(
+    moving: list[tuple[_Sample, float]], learner: LearnerConfig, version: int, kept_kv: bool
+) -> tuple[tuple[Row, ...], ...]:
     """[rank][row] for one optimizer step: evenly filled rows, the heaviest ones side by side."""
     lengths = [len(sample.trajectory.tokens.ids) for sample, _ in moving]
     crossover = learner.attention_crossover
     bins = pack(lengths, learner.max_tokens_per_row, learner.world_size, crossover)
-    rows = [_row([moving[i] for i in members], version) if members else _idle_row() for members in bins]
+    rows = [_row([moving[i] for i in members], version, kept_kv) if members else _idle_row() for members in bins]
     rows.sort(key=lambda row: -sum(cost(length, crossover) for length in row.lengths.tolist()))
     ranks: list[list[Row]] = [[] for _ in range(learner.world_size)]
     for start in range(0, len(rows), learner.world_size):
@@ -223,12 +226,12 @@ def cost(length: int, crossover: int) -> float:
     return length + (length * length / crossover if crossover else 0)
 
 
-def _row(members: list[tuple[_Sample, float]], version: int) -> Row:
+def _row(members: list[tuple[_Sample, float]], version: int, kept_kv: bool = False) -> Row:
     tokens = [sample.trajectory.tokens for sample, _ in members]
     lengths = np.array([len(one.ids) for one in tokens], dtype=np.int64)
     trained = np.flatnonzero(np.concatenate([one.mask == 1 for one in tokens]))
     trajectory = np.repeat(np.arange(len(members)), lengths)[trained]
-    versions = np.concatenate([one.versions for one in tokens])[trained]
+    fresh = np.concatenate([_fresh(one, version, kept_kv) for one in tokens])[trained]
     return Row(
         ids=np.concatenate([one.ids for one in tokens], dtype=np.int64),
         lengths=lengths,
@@ -237,9 +240,20 @@ def _row(members: list[tuple[_Sample, float]], version: int) -> Row:
         engine=np.concatenate([one.logprobs for one in tokens])[trained],
         advantages=np.array([sample.advantage for sample, _ in members], dtype=np.float32)[trajectory],
         weights=np.array([weight for _, weight in members], dtype=np.float32)[trajectory],
-        fresh=(versions == version) & (versions >= 0),
+        fresh=fresh,
         places=tuple(sample.place for sample, _ in members),
     )
+
+
+def _fresh(tokens: Tokens, version: int, kept_kv: bool) -> np.ndarray:
+    """Which tokens the learner's present weights drew, and drew alone: bool [tokens]. Where an engine keeps its KV
+    cache over a change of weights, what it drew later in the same turn looked at keys and values of the old ones."""
+    fresh = (tokens.versions == version) & (tokens.versions >= 0)
+    if not kept_kv:
+        return fresh
+    begins = np.flatnonzero(np.diff(tokens.mask, prepend=-1))  # of every run of sampled, or of other, tokens
+    first = np.repeat(tokens.versions[begins], np.diff(begins, append=len(tokens.mask)))
+    return fresh & (first == version)
 
 
 def _idle_row() -> Row:

@@ -236,3 +236,18 @@ def test_probes_are_compared_and_never_trained_on():
     without = build_batch([group_of([1.0, 0.0], [3, 2])], LossConfig(), LearnerConfig(), version=4)
     assert trained_tokens(with_probe) == trained_tokens(without)
     assert with_probe.probe.fresh.tolist() == [True, False] and without.probe is None
+
+
+def test_with_a_kept_kv_cache_only_turns_of_one_version_are_fresh():
+    """Two turns: the first was interrupted by the weights of version 4, the second is all theirs."""
+    mask = [0, 0, 1, 1, 1, 0, 1, 1]
+    versions = [-1, -1, 3, 4, 4, -1, 4, 4]
+    one = trajectory(1.0, mask)
+    one = dataclasses.replace(one, tokens=Tokens(one.tokens.ids, mask, one.tokens.logprobs, versions))
+    group = [one, trajectory(0.0, [0, 1], start=50)]
+    found = {}
+    for kept in (False, True):
+        (row,) = build_batch([group], LossConfig(), LearnerConfig(), version=4, kept_kv=kept).minibatches[0][0]
+        found[kept] = row.fresh[row.trajectory == row.places.index(0)].tolist()
+    assert found[False] == [False, True, True, True, True]
+    assert found[True] == [False, False, False, True, True]
