@@ -128,3 +128,50 @@ def test_workers_that_never_started_or_never_stop_are_not_waited_for(tmp_path: P
         asyncio.run(asyncio.wait_for(workers.stop(), 20))
     finally:
         ray.shutdown()
+
+
+class Sleeper:
+    """An engine that sleeps and wakes, and notes the order of it."""
+
+    def __init__(self, name: str, log: list[str]) -> None:
+        self.sleep, self.wake = Remote(self._sleep), Remote(self._wake)
+        self._name, self._log = name, log
+
+    async def _sleep(self) -> int:
+        self._log.append(f"{self._name} sleeps")
+        return 100
+
+    async def _wake(self, part: str) -> None:
+        self._log.append(f"{self._name} {part}")
+
+
+def test_all_sleep_before_the_learner_works_and_a_fresh_one_waits(tmp_path: Path) -> None:
+    """Whoever is starting is waited for; whoever would start waits until there is memory again."""
+    workers, order = workers_in(tmp_path), []
+
+    async def work() -> list[str]:
+        workers._handles = [Sleeper("a", order)]
+
+        async def starting() -> None:
+            async with workers._replacing[0]:
+                await asyncio.sleep(0.05)
+                order.append("b starts")
+                workers._handles[0] = Sleeper("b", order)
+
+        begun = asyncio.create_task(starting())
+        await asyncio.sleep(0)
+        await workers.sleep()
+        await workers.sleep()  # a second time does nothing
+        replacing = asyncio.create_task(workers._replace(0, object(), RuntimeError("dead")))
+        await asyncio.sleep(0.05)
+        assert not replacing.done()
+        await workers.wake("weights")
+        assert not replacing.done()
+        await workers.wake("kv_cache")
+        await asyncio.wait_for(replacing, 1)
+        await workers.wake("kv_cache")
+        await begun
+        return order
+
+    assert asyncio.run(work()) == ["b starts", "b sleeps", "b weights", "b kv_cache"]
+    assert "engines sleep: 100 bytes given back" in (tmp_path / "run" / "log.txt").read_text()
