@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import ray
 
-from sandboxrl.data.errors import InputError, described, nearest, one_line
+from sandboxrl.data.errors import InputError, described, nearest
 from sandboxrl.data.files import read_object, write_whole
 from sandboxrl.data.plugin import OwnCodeFailed, is_own
 from sandboxrl.data.prompt.arms import load_arm, render
@@ -32,6 +32,7 @@ from sandboxrl.rl.config import Recipe, save_recipe
 from sandboxrl.rl.continuing import RECIPE, SUMMARY, Changes, held, is_finished
 from sandboxrl.rl.engine.config import on_cpu
 from sandboxrl.rl.hooks import load_hooks
+from sandboxrl.rl.hub_model import PREFIX, fetched, local_folder, portable
 from sandboxrl.rl.learner.checkpoint import Checkpoints
 from sandboxrl.rl.own_code import with_code
 from sandboxrl.rl.reports.pages.run import write_report
@@ -42,7 +43,7 @@ from sandboxrl.rl.trainer import LearnerLost, RunFailed, Work
 from sandboxrl.rl.watch import Watch
 
 MODEL_FILE = "model_dir"
-"""In a run folder: the path of the model folder that it started from."""
+"""In a run folder: the model that it started from, a folder or a name of the hub with its commit."""
 COMMITS_FILE = "data.json"
 """In a run folder: the commit of each data set of the Hub that it reads, by `NAME@REVISION` as the recipe has it."""
 
@@ -147,6 +148,8 @@ def model_of_run(recipe: Recipe, run_dir: Path, download: bool = True) -> str:
     must not meet one that was made or downloaded anew since: its checkpoints and tokenizer belong to the first."""
     noted = run_dir / MODEL_FILE
     known = noted.read_text() if noted.is_file() else ""
+    if known.startswith(PREFIX):
+        return local_folder(known, weights=download)
     if known and Path(known).is_dir():
         return known
     return resolve_model(recipe.model.path, run_dir.resolve().parent, download)
@@ -171,7 +174,7 @@ def resolve_model(path: str, out: Path = Path("runs"), download: bool = True) ->
         return str(Path(path).resolve())
     if path.startswith((".", "/", "~")) or path.count("/") != 1:
         raise InputError(f"model.path: no such folder: {path}")
-    return _download(path, weights=download)
+    return fetched(path, weights=download)
 
 
 def load_chat_format(model_dir: str, recipe: Recipe) -> ChatFormat:
@@ -207,7 +210,8 @@ async def train_run(recipe: Recipe, inputs: Inputs, progress: Progress, changes:
     log = Log(recipe, step, TokenText(inputs.chat_format), progress)
     for problem in checkpoints.problems:
         log.say(f"damaged, so the one before is used: {problem}")
-    write_whole(recipe.run_dir / MODEL_FILE, inputs.model_dir)
+    model = portable(inputs.model_dir)
+    write_whole(recipe.run_dir / MODEL_FILE, model)
     write_whole(recipe.run_dir / "sandbox.json", json.dumps(inputs.sandbox, indent=2) + "\n")
     write_whole(recipe.run_dir / COMMITS_FILE, json.dumps(inputs.commits, indent=2) + "\n")
     log.say(f"{inputs.told(recipe)}\n{f'goes on from step {step}' if step else 'starts'}")
@@ -221,8 +225,8 @@ async def train_run(recipe: Recipe, inputs: Inputs, progress: Progress, changes:
         watch.looks.append(log.look)
         placement = await Placement.reserve(recipe, not on_cpu(), watch)
         together = recipe.placement == "together"
-        workers = RayWorkers(recipe, inputs.model_dir, log, watch, placement)
-        learners = RayLearners(recipe, inputs.model_dir, watch, placement, workers if together else None)
+        workers = RayWorkers(recipe, model, log, watch, placement)
+        learners = RayLearners(recipe, model, watch, placement, workers if together else None)
         watching = asyncio.create_task(watch.run())
         try:
             with watch.on_signal():
@@ -332,17 +336,6 @@ async def _check_backend(recipe: Recipe) -> dict[str, Any]:
         return {"backend": config.backend, **image, "limits": backend.describe_limits()}
     finally:
         await backend.close()
-
-
-def _download(name: str, weights: bool) -> str:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    try:
-        return str(snapshot_download(name, allow_patterns=None if weights else ["*.json", "*.txt", "*.jinja"]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, OSError) as error:
-        message = f"model.path: {name} is neither a folder nor to be had from the hub: {one_line(error)}"
-        raise InputError(message) from None
 
 
 def _closing(summary: Mapping[str, Any], report: Path) -> str:

@@ -26,6 +26,7 @@ from sandboxrl.rl.cluster.connect import whereabouts
 from sandboxrl.rl.cluster.hosts import RemoteBackend
 from sandboxrl.rl.engine.config import EngineConfig
 from sandboxrl.rl.engine.vllm import VllmEngine
+from sandboxrl.rl.hub_model import local_folder
 from sandboxrl.rl.learner.stream import open_memory, receive
 
 PROBE_TIMEOUT_S = 120.0
@@ -101,7 +102,7 @@ class RolloutWorker:
         grader: GraderConfig | None = None,
         code: Code | None = None,
     ) -> None:
-        """`model` is a Hugging Face folder; `arm` a prompt arm, `tool_set` (empty: the arm's own) the tools it offers;
+        """`model` is a Hugging Face folder, or what `rl.hub_model.portable` made of one; `arm` a prompt arm, `tool_set` (empty: the arm's own) the tools it offers;
         `chat_template` replaces the model's own. In mode `llm` there are no sandboxes. All but the model travels with
         the arguments: a worker on another node does not see the driver's files."""
         self._model, self._engine_config, self._sandbox, self._limits = model, engine, sandbox, limits
@@ -117,11 +118,12 @@ class RolloutWorker:
         if self._code is not None:
             self._code.install()
         seconds, started = {}, time.monotonic()
-        tokenizer = load_tokenizer(self._model)
+        folder = local_folder(self._model)
+        tokenizer = load_tokenizer(folder)
         if self._chat_template:
             tokenizer.chat_template = self._chat_template
         self._format = ChatFormat(tokenizer, self._call_format)
-        self._engine = VllmEngine(self._model, self._engine_config, self._format.stop_ids)
+        self._engine = VllmEngine(folder, self._engine_config, self._format.stop_ids)
         self._grader = Grader(self._grader_config)
         self._pool = None
         tools = None

@@ -32,6 +32,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from sandboxrl.data.errors import InputError, described
 from sandboxrl.rl.grpo import LossConfig, k3, token_loss
+from sandboxrl.rl.hub_model import local_folder
 from sandboxrl.rl.learner.attention import take_fastest_kernel
 from sandboxrl.rl.learner.batch import Row
 from sandboxrl.rl.learner.checkpoint import LEARNER
@@ -111,11 +112,13 @@ class Learner:
     def _read(self, store: dist.Store, model_dir: str, gpu_kernels: bool) -> Policy:
         """The model, with its weights on rank 0. The others wait for it here, where no collective's time runs."""
         if self.rank:
+            model_dir = local_folder(model_dir, weights=False)
             policy = load_policy(model_dir, self.config.logprob_chunk, with_weights=False, gpu_kernels=gpu_kernels)
             if (outcome := store.get(READ).decode()) != "read":
                 raise RuntimeError(f"rank 0 could not read the model: {outcome}")
             return policy
         try:
+            model_dir = local_folder(model_dir)
             policy = load_policy(model_dir, self.config.logprob_chunk, with_weights=True, gpu_kernels=gpu_kernels)
         except Exception as error:
             store.set(READ, described(error))
