@@ -8,10 +8,12 @@ quickstart from running and `look` if it is worth a person's while (slower, or a
 import argparse
 import importlib.metadata
 import os
+import re
 import resource
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +39,8 @@ USER_NAMESPACES = {
     "user.max_user_namespaces": "15000",
 }
 """Kernel settings that can forbid user namespaces to ordinary users, and the value that allows them."""
+DRIVERS = {12: 525, 13: 580}
+"""CUDA's major version -> the oldest driver that runs it."""
 SUDO = "" if os.geteuid() == 0 else "sudo "
 STYLES = {"ok": "green", "look": "yellow", "missing": "bold red"}
 
@@ -96,12 +100,14 @@ def examine() -> list[Finding]:
         judge_user_namespaces(read_settings(Path("/proc/sys"), USER_NAMESPACES)),
         probe_sandbox("docker", required=False),
         judge_cgroups(Path("/sys/fs/cgroup")),
-        Finding("GPU", "ok", "; ".join(gpus) or "none; the quickstart needs none"),
+        *judge_gpus(gpus, required_by("torch"), nvlink_speeds() if len(gpus) > 1 else ()),
         judge_cores(num_cores()),
         judge_memory(memory_bytes()),
         judge_shm(shutil.disk_usage(shm).total if shm.is_dir() else 0),
         judge_disk(shutil.disk_usage(Path.cwd()).free),
         judge_open_files(*resource.getrlimit(resource.RLIMIT_NOFILE)),
+        *([judge_headers(Path(sysconfig.get_path("include")) / "Python.h")] if gpus else []),
+        *([judge_locked_memory(resource.getrlimit(resource.RLIMIT_MEMLOCK)[0])] if gpus else []),
     ]
 
 
@@ -120,16 +126,32 @@ def installed(*names: str) -> dict[str, str]:
 
 
 def find_gpus() -> list[str]:
-    """One line for each NVIDIA GPU; empty without one, or where its driver does not answer."""
+    """`name, memory, memory in use, driver` of each NVIDIA GPU; empty without one, or where its driver is silent."""
+    return _nvidia_smi("--query-gpu=name,memory.total,memory.used,driver_version", "--format=csv,noheader,nounits")
+
+
+def nvlink_speeds() -> list[str]:
+    """The lines of all NVLink connections that are up."""
+    return [line.strip() for line in _nvidia_smi("nvlink", "--status") if "GB/s" in line]
+
+
+def _nvidia_smi(*words: str) -> list[str]:
     program = shutil.which("nvidia-smi")
     if program is None:
         return []
-    query = [program, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
     try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=5)
+        done = subprocess.run([program, *words], capture_output=True, text=True, timeout=5)
     except subprocess.TimeoutExpired:
         return []
     return done.stdout.strip().splitlines() if done.returncode == 0 else []
+
+
+def required_by(name: str) -> list[str]:
+    """What an installed distribution requires; empty where it is not installed."""
+    try:
+        return importlib.metadata.requires(name) or []
+    except importlib.metadata.PackageNotFoundError:
+        return []
 
 
 def read_settings(root: Path, keys: Mapping[str, str]) -> dict[str, str]:
@@ -218,6 +240,53 @@ def judge_packages(versions: Mapping[str, str], has_gpu: bool) -> list[Finding]:
     else:
         findings.append(Finding("Other packages", "ok", present))
     return findings
+
+
+def judge_gpus(gpus: Sequence[str], torch_requires: Sequence[str], nvlink: Sequence[str]) -> list[Finding]:
+    """Lines of `find_gpus`; what the installed torch requires says which CUDA it is built for."""
+    if not gpus:
+        return [Finding("GPU", "ok", "none; the quickstart needs none")]
+    rows = [[word.strip() for word in line.split(",")] for line in gpus]
+    memory = [float(row[1]) / 1024 for row in rows]
+    findings = [Finding("GPU", "ok", f"{len(rows)} x {rows[0][0]}, {min(memory):.0f} GiB each")]
+    busy = [f"{i} ({float(row[2]) / 1024:.1f} GiB)" for i, row in enumerate(rows) if float(row[2]) > 1024]
+    if busy:
+        findings.append(Finding("GPU memory", "look", f"in use: {', '.join(busy)}", "nvidia-smi says by whom"))
+    else:
+        findings.append(Finding("GPU memory", "ok", "free"))
+    findings.append(judge_driver(rows[0][3], torch_requires))
+    if len(rows) > 1 and not nvlink:
+        text = "none is up; gathering weights goes over PCIe"
+        findings.append(Finding("NVLink", "look", text, "nvidia-smi topo -m says how the GPUs are connected"))
+    elif len(rows) > 1:
+        findings.append(Finding("NVLink", "ok", f"{len(nvlink)} links"))
+    return findings
+
+
+def judge_driver(version: str, torch_requires: Sequence[str]) -> Finding:
+    text = " ".join(torch_requires)
+    found = re.search(r"-cu(1\d)\b", text) or re.search(r"cuda-toolkit\S*==(\d+)", text)
+    major = int(found[1]) if found else 0
+    needs = DRIVERS.get(major, 0)
+    if version.split(".")[0].isdigit() and int(version.split(".")[0]) < needs:
+        mend = f"install driver {needs} or newer, or torch for another CUDA: https://pytorch.org/get-started"
+        return Finding("Driver", "missing", f"{version}; torch is built for CUDA {major}, which needs {needs}", mend)
+    return Finding("Driver", "ok", f"{version}; torch is built for {f'CUDA {major}' if major else 'no CUDA it names'}")
+
+
+def judge_headers(header: Path) -> Finding:
+    """Triton compiles a launcher for every kernel of the engine."""
+    if header.is_file():
+        return Finding("Python headers", "ok", str(header))
+    return Finding("Python headers", "missing", f"no {header}", f"{SUDO}apt-get install -y python3-dev")
+
+
+def judge_locked_memory(soft: int) -> Finding:
+    """Of `getrlimit`, in bytes; -1 is no limit. Offloaded state and fast networks pin memory."""
+    if soft < 0:
+        return Finding("Locked memory", "ok", "no limit")
+    mend = "ulimit -l unlimited (of a container: docker run --ulimit memlock=-1)"
+    return Finding("Locked memory", "look", f"{soft / GIB:.2f} GiB; learner.offload and InfiniBand pin more", mend)
 
 
 def judge_compiler(path: str | None) -> Finding:

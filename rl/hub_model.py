@@ -1,8 +1,8 @@
 """A model of the Hugging Face hub, at one commit, on every node that reads it.
 
-    folder = fetched("Qwen/Qwen3-4B-Instruct-2507")           on the driver: looked up, its commit is in the folder's name
-    model = portable(folder)                                   "hub:Qwen/Qwen3-4B-Instruct-2507@<commit>"
-    local_folder(model)                                        on any node: the folder there, fetched where it is not
+    folder = fetched("Qwen/Qwen3-4B-Instruct-2507")     on the driver: looked up, the folder's name is its commit
+    model = portable(folder)                             "hub:Qwen/Qwen3-4B-Instruct-2507@<commit>"
+    local_folder(model)                                  on any node: the folder there, fetched where it is not
 
 A folder of one's own is the same on every node: its path, on a file system that they share.
 """

@@ -102,9 +102,10 @@ class RolloutWorker:
         grader: GraderConfig | None = None,
         code: Code | None = None,
     ) -> None:
-        """`model` is a Hugging Face folder, or what `rl.hub_model.portable` made of one; `arm` a prompt arm, `tool_set` (empty: the arm's own) the tools it offers;
-        `chat_template` replaces the model's own. In mode `llm` there are no sandboxes. All but the model travels with
-        the arguments: a worker on another node does not see the driver's files."""
+        """`model` is a Hugging Face folder, or what `rl.hub_model.portable` made of one; `arm` a prompt arm, `tool_set`
+        (empty: the arm's own) the tools it offers; `chat_template` replaces the model's own. In mode `llm` there are no
+        sandboxes. All but the model travels with the arguments: a worker on another node does not see the driver's
+        files."""
         self._model, self._engine_config, self._sandbox, self._limits = model, engine, sandbox, limits
         self._arm, self._tool_set, self._call_format = arm, tool_set, call_format
         self._tools, self._code = tools, code

@@ -120,3 +120,37 @@ def test_without_bubblewrap_the_quickstart_cannot_run(tmp_path: Path) -> None:
         "Sandbox: bubblewrap: bubblewrap is not installed; install it with: apt-get install bubblewrap" in done.stdout
     )
     assert done.stdout.splitlines()[-1] == "The quickstart cannot run here yet: Sandbox: bubblewrap."
+
+
+GPU = "NVIDIA H200, 143771, {used}, {driver}"
+CUDA_13 = ["filelock", "nvidia-cudnn-cu13==9.20; platform_system == 'Linux'"]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "requires", "nvlink", "states"),
+    [
+        ([], CUDA_13, [], {"GPU": "ok"}),
+        (["{used}"], CUDA_13, [], {"GPU": "ok", "GPU memory": "ok", "Driver": "ok"}),
+        (["old"], CUDA_13, [], {"GPU": "ok", "GPU memory": "ok", "Driver": "missing"}),
+        (["old"], ["cuda-toolkit[cublas]==12.8.1"], [], {"GPU": "ok", "GPU memory": "ok", "Driver": "ok"}),
+        (["busy"], [], [], {"GPU": "ok", "GPU memory": "look", "Driver": "ok"}),
+        (["", ""], CUDA_13, [], {"GPU": "ok", "GPU memory": "ok", "Driver": "ok", "NVLink": "look"}),
+        (["", ""], CUDA_13, ["Link 0: 50 GB/s"], {"GPU": "ok", "GPU memory": "ok", "Driver": "ok", "NVLink": "ok"}),
+    ],
+)
+def test_gpus_are_judged_by_what_torch_and_the_learner_need(
+    gpus: list[str], requires: list[str], nvlink: list[str], states: dict[str, str]
+) -> None:
+    lines = [
+        GPU.format(used=40_000 if kind == "busy" else 3, driver="570.12" if kind == "old" else "590.1") for kind in gpus
+    ]
+    findings = doctor.judge_gpus(lines, requires, nvlink)
+    assert {one.name: one.state for one in findings} == states
+    assert all(one.mend for one in findings if one.state != "ok")
+
+
+def test_headers_and_locked_memory(tmp_path: Path) -> None:
+    assert doctor.judge_headers(tmp_path / "Python.h").state == "missing"
+    (tmp_path / "Python.h").touch()
+    assert doctor.judge_headers(tmp_path / "Python.h").state == "ok"
+    assert [doctor.judge_locked_memory(limit).state for limit in (-1, 64 << 10)] == ["ok", "look"]
