@@ -12,8 +12,8 @@
 
 The model has the shape of Qwen3-4B and random weights; `recipe` trains the small starting policy, or `--model`. Each
 part is a process of its own with a share of the time, and says pass, fail or skipped and why. What is measured stands
-beside what was predicted before any GPU was seen: `--predict FILE.json` writes that (docs/gpu.md shows it), by dry run
-and arithmetic. `--tiny` runs the same parts with small shapes on a CPU; the tests do.
+beside what was predicted before any GPU was seen (`bench/gpu_plan.py`, shown in docs/gpu.md). `--tiny` runs the same
+parts with small shapes on a CPU; the tests do.
 
 model-FLOP utilisation = operations of one forward and one backward pass (`Shape.model_flops`: nothing for what is
 computed again) / seconds / GPUs / the peak of the GPU's bfloat16 products.
@@ -40,6 +40,7 @@ from typing import Any
 import numpy as np
 import ray
 
+from bench.gpu_plan import ROWS, TRAINED, predictions
 from bench.report import measure, write_report
 from sandboxrl.launch.doctor import examine
 from sandboxrl.rl.cluster.connect import connect
@@ -52,13 +53,10 @@ from sandboxrl.rl.grpo import LossConfig
 from sandboxrl.rl.learner.config import LearnerConfig
 from sandboxrl.rl.reports.run_folder import Log
 from sandboxrl.rl.run import resolve_model
-from sandboxrl.rl.sizes.memory import learner_memory
 from sandboxrl.rl.sizes.shapes import QWEN3_4B, Shape
 from sandboxrl.rl.watch import Watch
 
-ROWS = (8_192, 32_768, 65_536)
 TINY_ROWS = (256, 512)
-TRAINED = 2 / 3
 TINY = QWEN3_4B | {
     "num_hidden_layers": 2,
     "hidden_size": 64,
@@ -70,12 +68,6 @@ TINY = QWEN3_4B | {
 }
 PEAK_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12}
 """Dense bfloat16 products, by a part of the GPU's name."""
-ATTENTION_FLOPS = (620e12, 500e12)
-"""FlashAttention 3 on Hopper, forward and backward, as its authors measured; FA2 has 380 and 300."""
-MATRIX_FLOPS = 600e12
-"""What large bfloat16 products reach of 989e12."""
-ELEMENTWISE_S = 3e-5
-"""Per token: norms, rotations and activations of all layers, which move bytes and are not fused."""
 MISMATCH = 0.05
 """What a run in half precision allows in the mean."""
 SHARES = {"doctor": 0.02, "agree": 0.2, "step": 0.12, "publish": 0.15, "sleep": 0.12, "killed": 0.12, "recipe": 0.25}
@@ -354,24 +346,6 @@ PARTS: dict[str, Callable[[Plan], dict[str, float]]] = {
 }
 
 
-def predictions(gpus: int) -> dict[str, float]:
-    """What we expect of H200s, said before any was seen: memory by formula (held to the dry run by a test), time by
-    arithmetic from rates of others."""
-    shape, found = Shape.of(QWEN3_4B), {}
-    for row in ROWS:
-        trained = round(row * TRAINED)
-        learner = LearnerConfig(world_size=gpus, max_tokens_per_row=row)
-        attention = 2 * shape.layers * shape.queries * row * row
-        matrices = 2 * shape.layers * shape.layer_parameters() * row + 2 * shape.embedding * trained
-        forward, backward = ATTENTION_FLOPS
-        # computed twice forwards, once backwards with 2.5 times (attention) and 2 times (matrices) the operations
-        seconds = attention * (2 / forward + 2.5 / backward) + 4 * matrices / MATRIX_FLOPS + row * ELEMENTWISE_S
-        found[f"step_{row}/peak_gb"] = learner_memory(shape, learner, row, trained).peak / 1e9
-        found[f"step_{row}/seconds"] = seconds
-        found[f"step_{row}/tokens_per_s_per_gpu"] = row / seconds
-    return found | {"agree/mean": 0.01, "publish/ipc_s": 2.5, "publish/nccl_s": 2.5, "sleep/sleep_s": 1.0}
-
-
 GOALS: dict[str, dict[str, float | str]] = {
     "doctor/missing": {"at_most": 0, "goal": "nothing is missing"},
     "agree/mean": {"at_most": MISMATCH, "goal": "what a run allows"},
@@ -437,7 +411,6 @@ def main() -> int:
     parser.add_argument("--model", default="start:tiny", help="what `recipe` trains, and whose tokenizer is used")
     parser.add_argument("--only", nargs="*", choices=PARTS, help="these parts")
     parser.add_argument("--tiny", action="store_true", help="small shapes, also without a GPU")
-    parser.add_argument("--predict", type=Path, metavar="FILE.json", help="write what is expected, and stop")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--plan", type=json.loads, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -446,9 +419,6 @@ def main() -> int:
             print(json.dumps(PARTS[args.part](Plan(**args.plan))))
         except Skipped as why:
             print(json.dumps({"skipped": str(why)}))
-        return 0
-    if args.predict:
-        args.predict.write_text(json.dumps({f"{n}_gpus": predictions(n) for n in (1, 2, 4, 8)}, indent=2) + "\n")
         return 0
     if args.out is None:
         parser.error("--out is needed")

@@ -11,8 +11,7 @@ two ranks is in wall seconds, best of the repeats, and means something on a quie
 | update_tokens_per_cpu_s | `Learner.update` | padded, full logits, AdamW, as one would write it |
 | two_ranks_speedup | two ranks against one | limit: the number of cores, at most 2 |
 
-Where torch sees a GPU, `qwen3_4b_*` measure the shapes of Qwen3-4B with random weights on one GPU: tokens a second and
-peak memory with rows of 65,536 tokens. That part was written without a GPU at hand and has never run.
+`bench/gpu.py` measures what a GPU does.
 """
 
 import argparse
@@ -170,11 +169,7 @@ def run_update(
     core = Learner(rank, config)
     core.setup(address, folder, LossConfig())
     steps = build_batch([group], LossConfig(), config, 0).of_rank(rank)
-    if core.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
     found = timed(lambda: core.update(steps), repeats)
-    if core.device.type == "cuda":
-        found["gpu_peak_mb"] = torch.cuda.max_memory_allocated() / 2**20
     core.close()
     return found
 
@@ -223,53 +218,13 @@ def on_cpu(folder: str, quick: bool) -> dict[str, Any]:
     }
 
 
-def on_gpu(folder: str, quick: bool) -> dict[str, Any]:
-    """Shapes of Qwen3-4B. Never run."""
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=151_936,
-        hidden_size=2560,
-        intermediate_size=9728,
-        num_hidden_layers=36,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        head_dim=128,
-        max_position_embeddings=262_144,
-        tie_word_embeddings=True,
-        dtype="bfloat16",
-    )
-    with torch.device("cuda"):
-        model = Qwen3ForCausalLM(config).bfloat16()
-    num_weights = sum(weight.numel() for weight in model.parameters())
-    model.save_pretrained(folder)
-    del model
-    torch.cuda.empty_cache()
-    learner = LearnerConfig(device="cuda", dtype="bfloat16", max_tokens_per_row=65_536)
-    group = trajectories(16 if quick else 64, 8192)
-    num_tokens = sum(len(one.tokens.ids) for one in group)
-    found = apart(run_update, folder, learner, 0, f"127.0.0.1:{free_port()}", group, 1 if quick else 3)
-    memory = torch.cuda.get_device_properties(0).total_memory / 2**20
-    # forward and backward are 6 operations a weight and token, a layer computed again 2 more
-    achieved = 8e-12 * num_weights * num_tokens / found["s"]
-    return {
-        "qwen3_4b_tokens_per_s": measure(num_tokens / found["s"]),
-        "qwen3_4b_tflops": measure(achieved),
-        "qwen3_4b_peak_mb": measure(found["gpu_peak_mb"], limit=memory, at_most=1.0, goal="fits one GPU"),
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="smaller sizes and fewer repeats")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.json")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as small, tempfile.TemporaryDirectory() as large:
-        measures = on_cpu(small, args.quick)
-        if torch.cuda.is_available():
-            measures |= on_gpu(large, args.quick)
-        else:
-            print("no GPU here: qwen3_4b_* are not measured")
-    write_report(args.out, measures)
+    with tempfile.TemporaryDirectory() as folder:
+        write_report(args.out, on_cpu(folder, args.quick))
 
 
 if __name__ == "__main__":

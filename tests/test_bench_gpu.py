@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.gpu import PARTS, ROWS, SHARES, Plan, predictions, run_part
+from bench.gpu import PARTS, SHARES, Plan, run_part
+from bench.gpu_plan import ROWS, predictions
 
 ROOT = Path(__file__).parents[1]
 
