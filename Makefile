@@ -18,16 +18,15 @@ help:
 train: .venv/.ready
 	@$(RUN) python -m sandboxrl.launch train recipes/tiny.yaml name=$(NAME) $(ARGS)
 
-# Light tests share the cores, with lint. The heavy ones run one at a time, each file in a process of its own: Ray does
-# not start twice in one without traces of the first.
+# Three processes: one runs the heavy tests one after the other (they mostly wait for processes to start), two the others.
+# The longest are told at the end, and why a test was skipped.
 test: .venv/.ready
-	@$(RUN) export OMP_NUM_THREADS=1; status=0; \
+	@$(RUN) export OMP_NUM_THREADS=1; started=$$SECONDS; status=0; \
 	{ $(LINT); } & linting=$$!; trap 'kill $$linting 2>/dev/null; exit 130' INT; \
-	python -m pytest -q -m "not heavy" -n 3 --dist loadfile $(ARGS) || status=1; \
-	wait $$linting || status=1; \
-	for file in $$(grep -rl "mark.heavy" tests --include="test_*.py" | sort); do \
-		echo "== $$file"; python -m pytest -q -m heavy $$file $(ARGS) || status=1; \
-	done; exit $$status
+	python -m pytest -q -n 3 --dist loadgroup --durations=25 $(ARGS) || status=1; \
+	wait $$linting || { status=1; echo "lint: failed"; }; \
+	echo "== make test: $$([ $$status = 0 ] && echo passed || echo FAILED), $$(( (SECONDS - started) / 60 )) min $$(( (SECONDS - started) % 60 )) s"; \
+	exit $$status
 
 lint: .venv/.ready
 	@$(RUN) $(LINT)

@@ -447,7 +447,7 @@ async def fuzz(frames: int, seed: int = 0) -> dict[str, float]:
                     fields = {rng.choice(keys): rng.choice(values) for _ in range(rng.randint(0, 4))}
                     frame = pack({b"id": b"x", b"op": operation, **fields}, rng.randbytes(rng.randint(0, 60)))
                     torn = rng.random() < 0.0003
-                    box._writer.write(frame[: rng.randint(1, len(frame) - 1)] if torn else frame)
+                    box.send(frame[: rng.randint(1, len(frame) - 1)] if torn else frame)
                     sent += 1
                     if torn:
                         break

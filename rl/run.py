@@ -104,7 +104,7 @@ def prepare(recipe: Recipe, progress: Progress | None = None, download: bool = T
         if best and best not in eval_sets:
             raise InputError(f"checkpoint.best: no set {best!r} among tasks.eval{nearest(best, eval_sets)}")
         repeated = _also_trained(train_sets, eval_sets)
-        asyncio.run(_check_gradable(recipe, itertools.chain(*train_sets.values(), *eval_sets.values())))
+        asyncio.run(check_gradable(recipe, itertools.chain(*train_sets.values(), *eval_sets.values())))
     with progress.stage("model"):
         model_dir = model_of_run(recipe, recipe.run_dir, download)
         chat_format = load_chat_format(model_dir, recipe)
@@ -300,7 +300,7 @@ class TokenText:
         return self._known[token]
 
 
-async def _check_gradable(recipe: Recipe, tasks: Iterable[Task]) -> None:
+async def check_gradable(recipe: Recipe, tasks: Iterable[Task]) -> None:
     """Whether what grades the tasks is there; raises InputError."""
     grader = Grader(recipe.grader)
     try:

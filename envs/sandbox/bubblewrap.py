@@ -192,6 +192,10 @@ class Bubblewrap:
         finally:
             first.close()
 
+    def said(self) -> str:
+        """The last line on the standard error of what starts the sandboxes."""
+        return self._nursery.said() if self._nursery else "no message"
+
     def _living_nursery(self) -> "_Nursery":
         """Made when the first sandbox is asked for, by whoever asks: the kernel sends the parent-death signal when the
         THREAD that forked ends. Made anew if it has died. Raises SandboxDied."""

@@ -95,9 +95,10 @@ async def variables(box: Sandbox) -> None:
 
 async def time_limit(box: Sandbox) -> None:
     hidden = "(setsid sleep 777 &); env -i setsid nohup sleep 777 >/dev/null 2>&1 & (sh -c 'sleep 777 & sleep 777' &);"
+    hidden += "(setsid sh -c 'sleep 777 & sleep 777' >/dev/null 2>&1 &);"
     await said(box, "sleep 555 >/dev/null 2>&1 &")
     start = time.monotonic()
-    result = await box.exec(f"echo begun; trap '' TERM INT HUP; {hidden} while :; do sleep 1; done", timeout_s=0.5)
+    result = await box.exec(f"echo begun; trap '' TERM INT HUP QUIT; {hidden} while :; do sleep 1; done", timeout_s=0.5)
     holds(result.timed_out and result.stdout == b"begun\n", "a time limit keeps the output so far", result)
     holds(time.monotonic() - start < 5, "a time limit is kept, whatever is trapped", time.monotonic() - start)
     left = await said(box, "ps -e -o args | grep -c '^sleep 777' || true")
@@ -130,8 +131,10 @@ async def bounded_output(box: Sandbox) -> None:
         if limit >= 1000:
             head, tail = result.stdout[: limit // 3], result.stdout[-limit // 3 :]
             holds(whole.startswith(head) and whole.endswith(tail), "head and tail are kept", result.stdout)
-    endless = await box.exec("yes", timeout_s=1, max_bytes=20000)
-    holds(endless.timed_out and endless.stdout_bytes > 1 << 20, "output without end is drained and counted", endless)
+    endless = await box.exec("yes & yes >&2", timeout_s=1, max_bytes=20000)
+    drained = endless.timed_out and min(endless.stdout_bytes, endless.stderr_bytes) > 1 << 20
+    holds(drained, "output without end is drained and counted", endless)
+    holds(max(len(endless.stdout), len(endless.stderr)) <= 20000, "and bounded")
 
 
 async def background(box: Sandbox) -> None:
@@ -143,6 +146,9 @@ async def background(box: Sandbox) -> None:
     running = await said(box, "ps -e -o args | grep -c '[s]pam' || true")
     holds(int(running) >= 1, "it lives on and is not ended by SIGPIPE")
     holds(not (await box.exec("sleep 100 >/dev/null 2>&1 & echo started")).background, "a quiet one is none")
+    start = time.monotonic()
+    held = await box.exec("sleep 8 & echo started")
+    holds(held.stdout == b"started\n" and time.monotonic() - start < 5, "a silent one does not hold it either", held)
 
 
 async def any_command(box: Sandbox) -> None:

@@ -148,7 +148,7 @@ class Box:
             b"op": b"exec",
             b"timeout": repr(float(timeout_s)).encode(),
             b"keep": str(limit).encode(),
-            b"cwd": _path(cwd),
+            b"cwd": wire_path(cwd),
             b"persist": b"%d" % (self._persist and not clean),
         }
         for name, value in (env or {}).items():
@@ -165,7 +165,7 @@ class Box:
         """The bytes of a regular file, at most 64 MiB. Raises FileRefused, SandboxDied."""
         if not 0 <= max_bytes <= MAX_PAYLOAD:
             raise ValueError(f"max_bytes must be between 0 and {MAX_PAYLOAD}, not {max_bytes}")
-        fields = {b"op": b"read", b"path": _path(path), b"max": b"%d" % max_bytes}
+        fields = {b"op": b"read", b"path": wire_path(path), b"max": b"%d" % max_bytes}
         reply, payload = await self._call(fields, b"", FILE_OPERATION_S)
         await self._check(reply, path)
         if len(payload) > max_bytes:
@@ -174,20 +174,20 @@ class Box:
 
     async def write(self, files: Mapping[str, bytes]) -> None:
         """Write files in order, making parent folders. Raises FileRefused, SandboxDied."""
-        for frame in _frames(files):
+        for frame in file_frames(files):
             reply, _ = await self._call({b"op": b"write"}, frame, FILE_OPERATION_S)
             await self._check(reply)
 
     async def pack(self, path: str, cursor: str = "") -> tuple[bytes, str]:
         """The next part of a folder as data; see `envs.sandbox.protocol.Sandbox`. Raises FileRefused, SandboxDied."""
-        fields = {b"op": b"pack", b"path": _path(path)} | ({b"session": cursor.encode()} if cursor else {})
+        fields = {b"op": b"pack", b"path": wire_path(path)} | ({b"session": cursor.encode()} if cursor else {})
         reply, payload = await self._call(fields, b"", FILE_OPERATION_S)
         await self._check(reply, path)
         return payload, reply.get(b"session", b"").decode("ascii", "replace")
 
     async def unpack(self, path: str, part: bytes) -> None:
         """Make what a part of a folder holds; see `envs.sandbox.protocol.Sandbox`. Raises FileRefused, SandboxDied."""
-        reply, _ = await self._call({b"op": b"unpack", b"path": _path(path)}, part, FILE_OPERATION_S)
+        reply, _ = await self._call({b"op": b"unpack", b"path": wire_path(path)}, part, FILE_OPERATION_S)
         await self._check(reply)
 
     async def nuke(self) -> None:
@@ -209,6 +209,10 @@ class Box:
             self._receiver.cancel()
         self._writer.close()
         await self._end()
+
+    def send(self, data: bytes) -> None:
+        """These very bytes to the executor, which ends when they are no frames: for tests of what it survives."""
+        self._writer.write(data)
 
     async def _call(self, fields: Fields, payload: bytes, wait_s: float) -> tuple[Fields, bytes]:
         if self._death:
@@ -316,7 +320,7 @@ def _bytes(text: str) -> bytes:
         return text.encode("utf-8", "replace")
 
 
-def _path(path: str) -> bytes:
+def wire_path(path: str) -> bytes:
     """The absolute path in the sandbox; `..` is resolved by name, as no component may be a link."""
     if "\0" in path:
         raise FileRefused(EINVAL, os.strerror(EINVAL), path)
@@ -334,8 +338,8 @@ def _result(reply: Fields, payload: bytes, limit: int) -> ExecResult:
         raise ValueError("not a duration")
     return ExecResult(
         exit_code=int(reply[b"exit"]),
-        stdout=_cut(payload[:kept], totals[0], limit),
-        stderr=_cut(payload[kept:], totals[1], limit),
+        stdout=cut(payload[:kept], totals[0], limit),
+        stderr=cut(payload[kept:], totals[1], limit),
         timed_out=reply[b"timed_out"] == b"1",
         stdout_bytes=totals[0],
         stderr_bytes=totals[1],
@@ -344,11 +348,11 @@ def _result(reply: Fields, payload: bytes, limit: int) -> ExecResult:
     )
 
 
-def _frames(files: Mapping[str, bytes]) -> Iterator[bytes]:
+def file_frames(files: Mapping[str, bytes]) -> Iterator[bytes]:
     """Write records (see `files.write_files`) in payloads of about BATCH_BYTES; a large file spans several."""
     batch = bytearray()
     for path, data in files.items():
-        name = _path(path)
+        name = wire_path(path)
         for offset in range(0, max(1, len(data)), BATCH_BYTES):
             piece = data[offset : offset + BATCH_BYTES]
             batch += RECORD.pack(len(name), offset, len(piece)) + name + piece
@@ -359,7 +363,7 @@ def _frames(files: Mapping[str, bytes]) -> Iterator[bytes]:
         yield bytes(batch)
 
 
-def _cut(kept: bytes, total: int, limit: int) -> bytes:
+def cut(kept: bytes, total: int, limit: int) -> bytes:
     """At most `limit` bytes: all of it, or head, a line that says how much is missing, and tail."""
     if total <= limit:
         return kept

@@ -122,13 +122,13 @@ def _job_server(cluster: str) -> Iterator[tuple[Any, str]]:
             raise InputError(f"cluster: no Ray job server at {address}: {one_line(error)}") from None
         yield client, ""
         return
-    with _own_cluster() as own:
+    with own_cluster() as own:
         # Ray tells a job to join "the" cluster of the machine, which is any of them where there are several
         yield JobSubmissionClient(f"http://{own.webui_url}"), f"export RAY_ADDRESS={shlex.quote(own.address)}; "
 
 
 @contextlib.contextmanager
-def _own_cluster() -> Iterator[Cluster]:
+def own_cluster() -> Iterator[Cluster]:
     """A cluster of this machine that ends with this process, however that ends.
 
     Not `ray.init`: its job agent always listens on one port, so it takes no jobs while another Ray runs on the machine.

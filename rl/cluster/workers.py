@@ -84,12 +84,20 @@ class RayWorkers:
     async def start(self) -> None:
         check_runs_here(self._recipe.engine_of_run)
         count = self._recipe.num_workers
+<<<<<<< HEAD
         self._handles, self._load = [self._spawn(worker) for worker in range(count)], [0] * count
+=======
+        self.take([self._spawn() for _ in range(count)])
+>>>>>>> 434e619 (Tests share what is slow to start and look at nothing private: one Ray cluster, one model folder, kept backends)
         with self._log.progress.stage("engines and sandboxes"):
             await self._start(self._handles)
         seconds = [self._where[handle]["seconds"] for handle in self._handles]
         for stage in seconds[0]:
             self._log.progress.done(f"of it {stage}", max(one[stage] for one in seconds))
+
+    def take(self, handles: Sequence[Any]) -> None:
+        """These actors are the workers from now on, as many as the recipe asks for."""
+        self._handles, self._load = list(handles), [0] * len(handles)
 
     def members(self) -> list[Any]:
         """Who takes part in the next publication: all that are not being replaced just now. Raises what has ended a

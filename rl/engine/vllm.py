@@ -104,23 +104,23 @@ class VllmEngine:
 
     async def init_weight_transfer(self, info: dict[str, Any]) -> None:
         """Meet the learner (`nccl`, `ipc`)."""
-        await self._change("init_weight_transfer_engine", {"init_info": info})
+        await self.call_ranks("init_weight_transfer_engine", {"init_info": info})
 
     async def close_weight_transfer(self) -> None:
         """Leave the group that `init_weight_transfer` opened: another one would not close it."""
-        await self._change("shutdown_weight_transfer_engine")
+        await self.call_ranks("shutdown_weight_transfer_engine")
 
     async def start_weight_update(self) -> None:
         """Freeze the requests in flight and get ready for new weights."""
         await self._call(self._pause, fatal=True)
-        await self._change("start_weight_update")
+        await self.call_ranks("start_weight_update")
 
     async def update_weights(self, info: dict[str, Any]) -> None:
-        await self._change("update_weights", {"update_info": info})
+        await self.call_ranks("update_weights", {"update_info": info})
 
     async def finish_weight_update(self, version: int) -> None:
         """Go on under the new weights, which are `version` from now on."""
-        await self._change("finish_weight_update")
+        await self.call_ranks("finish_weight_update")
         await self._call(lambda: self._resume(version), fatal=True)
 
     async def sleep(self) -> int:
@@ -132,6 +132,10 @@ class VllmEngine:
         """`weights`: take memory for them again; they must be loaded before anything else. `kv_cache`: and go on."""
         assert part in (WEIGHTS, KV_CACHE), part
         await self._call(lambda: self._wake(part), fatal=True)
+
+    async def call_ranks(self, method: str, arguments: dict[str, Any] | None = None) -> None:
+        """Call a method of vLLM's own workers between two steps. Raises EngineLost, and fails for good."""
+        await self._call(lambda: self._llm.collective_rpc(method, kwargs=arguments), fatal=True)
 
     async def version(self) -> int:
         """Of the weights that draw the next token."""
@@ -145,6 +149,11 @@ class VllmEngine:
     def num_requests(self) -> int:
         """Requests and other calls that wait for the engine's answer."""
         return len(self._waiting)
+
+    @property
+    def llm(self) -> Any:
+        """vLLM's own engine, to look at: it belongs to the engine's thread. None before the start."""
+        return self._llm
 
     @property
     def healthy(self) -> bool:
@@ -202,9 +211,6 @@ class VllmEngine:
         if not answer.done():
             self._lose(f"the engine has been busy with one call for {CALL_TIMEOUT_S:.0f} s")
         return await answer
-
-    async def _change(self, method: str, arguments: dict[str, Any] | None = None) -> None:
-        await self._call(lambda: self._llm.collective_rpc(method, kwargs=arguments), fatal=True)
 
     def _settle(self, request: str, value: Any) -> None:
         answer = self._waiting.pop(request, None)

@@ -200,7 +200,7 @@ class Checkpoints:
             "files": {name: {"bytes": files[name].stat().st_size, "sha256": sha256} for name, sha256 in _hash(files)},
         }
         flush(half)
-        write_whole(half / MANIFEST, _sealed(content))
+        write_whole(half / MANIFEST, sealed(content))
         flush(half, deep=False)
 
     def _retire(self, path: Path) -> None:
@@ -249,7 +249,7 @@ def verify(folder: Path, run_id: str, step: int) -> None:
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    """The content of a manifest that is, to the byte, what `_sealed` writes. Raises Damaged."""
+    """The content of a manifest that is, to the byte, what `sealed` writes. Raises Damaged."""
     file = folder / MANIFEST
     try:
         found = file.lstat()
@@ -257,7 +257,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
             raise Damaged(f"{file} is not a manifest")
         data = file.read_bytes()
         content = json.loads(data)["content"]
-        if _sealed(content) != data:
+        if sealed(content) != data:
             raise Damaged(f"{file} has changed since it was written")
         for name, about in content["files"].items():
             parts = PurePosixPath(name).parts
@@ -273,7 +273,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
     return dict(content)
 
 
-def _sealed(content: Mapping[str, Any]) -> bytes:
+def sealed(content: Mapping[str, Any]) -> bytes:
     """The bytes of a manifest: its content and the checksum of that."""
     text = json.dumps(content, sort_keys=True)
     return json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "content": content}, indent=1).encode()

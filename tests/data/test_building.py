@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+from collections.abc import Iterable
 
 import pytest
 from hypothesis import given, settings
@@ -117,9 +118,16 @@ def test_answers_that_prove_nothing_do_not_empty_the_pool() -> None:
 def test_the_pool_is_bounded_and_does_not_depend_on_the_order() -> None:
     rows = contexts(200)
     config = BuildConfig(pool=16)
-    forward, backward = Distractors(rows, config), Distractors(reversed(rows), config)
-    assert len(forward._pools["made"]) == 16 and forward._pools == backward._pools
-    assert Distractors(rows, BuildConfig(pool=16, seed=1))._pools != forward._pools
+    question = Question("What is asked of none of them?", "nothing", "rouge")
+
+    def drawn(config: BuildConfig, order: Iterable[Context]) -> set[tuple[str, str]]:
+        """Everything that many draws give."""
+        pool = Distractors(order, config)
+        return {one for seed in range(200) for one in pool.draw("made", "", "", question, random.Random(seed))}
+
+    forward = drawn(config, rows)
+    assert len(forward) == 16 and forward == drawn(config, reversed(rows))
+    assert drawn(BuildConfig(pool=16, seed=1), rows) != forward
 
 
 def test_a_task_does_not_depend_on_what_stands_around_its_row() -> None:

@@ -91,9 +91,12 @@ FORMATS = ("small hermes", "small qwen3_coder", "real hermes", "real qwen3_coder
 @functools.cache
 def chat_format(name: str) -> ChatFormat:
     """One of FORMATS, made once."""
+    return ChatFormat(tokenizer_of(name))
+
+
+@functools.cache
+def tokenizer_of(name: str) -> Any:
     size, kind = name.split()
     if size == "small":
-        return ChatFormat(small_tokenizer(template(HERMES if kind == "hermes" else CODER)))
-    return ChatFormat(
-        real_tokenizer("trl_qwen3_instruct_2507.jinja" if kind == "hermes" else "qwen3_coder.jinja"), "auto"
-    )
+        return small_tokenizer(template(HERMES if kind == "hermes" else CODER))
+    return real_tokenizer("trl_qwen3_instruct_2507.jinja" if kind == "hermes" else "qwen3_coder.jinja")

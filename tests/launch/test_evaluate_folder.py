@@ -15,7 +15,6 @@ from bench.chaos import ROOT, descendants, num_lines, survivors
 from sandboxrl.rl.evaluation.evaluate import read_results
 from tests.data.test_benchmarks import PUBLISHED
 from tests.rl.evaluation.test_evaluate import needs_bubblewrap
-from tests.rl.tiny import byte_tokenizer, save, tiny_model
 
 pytestmark = [pytest.mark.heavy, pytest.mark.timeout(280)]
 
@@ -26,18 +25,17 @@ def command_line(pid):
     return "/ray/ gone"
 
 
-def test_a_model_folder_is_evaluated_and_continued_after_a_kill(tmp_path):
+def test_a_model_folder_is_evaluated_and_continued_after_a_kill(tmp_path, model_folder, ray_cluster):
+    """On a cluster of its own until it is killed, then on one that is there."""
     needs_bubblewrap()
-    tokenizer = byte_tokenizer()
-    model = save(tiny_model(vocabulary=len(tokenizer)), tmp_path / "model")
-    tokenizer.save_pretrained(model)
     rows = [
         PUBLISHED["chembench"] | {"id": f"chembench4k_X_{i:05d}", "problem_statement": f"Q{i}? A. a\nB. b\nC. c\nD. d"}
         for i in range(4)
     ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    words = f"evaluate {model} --benchmarks chembench --data chembench={tmp_path}/rows.jsonl --repeats 4 --arm compact"
-    words += f" limits.max_turns=3 limits.max_tokens=4000 --parallel 4 --out {tmp_path}/out --keep-tokens"
+    words = f"evaluate {model_folder} --benchmarks chembench --data chembench={tmp_path}/rows.jsonl --repeats 4"
+    words += " --arm compact limits.max_turns=3 limits.max_tokens=4000 --parallel 4 --keep-tokens"
+    words += f" --out {tmp_path}/out"
     command = [sys.executable, "-m", "sandboxrl.launch", *words.split()]
 
     process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE)
@@ -54,7 +52,8 @@ def test_a_model_folder_is_evaluated_and_continued_after_a_kill(tmp_path):
     )
     before = {(one.mode, one.task_id, one.metadata["repeat"]): one for one in read_results(tmp_path / "out")}
 
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    there = os.environ | {"OMP_NUM_THREADS": "1", "RAY_ADDRESS": ray_cluster.address}
+    done = subprocess.run(command, cwd=ROOT, env=there, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = {(one.mode, one.task_id, one.metadata["repeat"]): one for one in read_results(tmp_path / "out")}
     assert len(found) == 32 and all(found[key] == one for key, one in before.items())

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.rl.tiny import byte_tokenizer, save, tiny_model
+from tests.ray_cluster import RayCluster
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {
@@ -36,9 +36,9 @@ SMALL = {
 }
 
 
-def sweep(path: Path) -> subprocess.Popen[str]:
+def sweep(path: Path, cluster: str = "") -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "sandboxrl.launch", "sweep", str(path)],
+        [sys.executable, "-m", "sandboxrl.launch", "sweep", str(path), f"cluster={cluster}"],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -54,11 +54,11 @@ def processes(marker: str) -> list[str]:
 
 @pytest.mark.heavy
 @pytest.mark.timeout(900)
-def test_a_sweep_that_was_stopped_goes_on_and_a_broken_arm_hides_no_other(tmp_path: Path) -> None:
-    model, out, path = tmp_path / "model", tmp_path / "out", tmp_path / "sweep.yaml"
-    tokenizer = byte_tokenizer()
-    tokenizer.save_pretrained(model)
-    save(tiny_model(vocabulary=len(tokenizer)), model)
+def test_a_sweep_that_was_stopped_goes_on_and_a_broken_arm_hides_no_other(
+    tmp_path: Path, model_folder: str, ray_cluster: RayCluster
+) -> None:
+    """On a cluster of its own until it is stopped, then on one that is there."""
+    out, path = tmp_path / "out", tmp_path / "sweep.yaml"
     arms = {"Trained": {}, "Broken": {"tasks.train": {"mine": str(tmp_path / "no.jsonl")}}}
     rows = tmp_path / "aime25.jsonl"
     rows.write_text(
@@ -67,7 +67,7 @@ def test_a_sweep_that_was_stopped_goes_on_and_a_broken_arm_hides_no_other(tmp_pa
     evaluate = f"--benchmarks aime25 --data aime25={rows} --mode both --repeats 1 limits.max_turns=2"
     evaluate += f" limits.max_tokens=2000 --arm {ROOT / 'recipes/ablations/tiny/arm.yaml'}"
     content = {"recipe": str(ROOT / "recipes/tiny.yaml"), "out": str(out), "arms": arms, "evaluate": evaluate}
-    path.write_text(yaml.safe_dump({**content, "set": {**SMALL, "model.path": str(model)}}))
+    path.write_text(yaml.safe_dump({**content, "set": {**SMALL, "model.path": model_folder}}))
 
     first = sweep(path)
     assert first.stdout is not None
@@ -82,7 +82,7 @@ def test_a_sweep_that_was_stopped_goes_on_and_a_broken_arm_hides_no_other(tmp_pa
     assert not processes(str(out)), "nothing of a stopped sweep goes on"
     assert not (out / "table.txt").exists()
 
-    second = sweep(path)
+    second = sweep(path, ray_cluster.job_server)
     said, _ = second.communicate(timeout=600)
     assert second.returncode == 1 and "2 cells, 0 finished before, 2 to run" in said, said
     assert "failed  broken-s0:" in said and "no such file" in said
@@ -90,7 +90,7 @@ def test_a_sweep_that_was_stopped_goes_on_and_a_broken_arm_hides_no_other(tmp_pa
     assert len(results.read_text().splitlines()) == 4
     table, when = (out / "table.csv").read_text(), results.stat().st_mtime_ns
 
-    third = sweep(path)
+    third = sweep(path, ray_cluster.job_server)
     said, _ = third.communicate(timeout=600)
     assert third.returncode == 1 and "2 cells, 1 finished before, 1 to run" in said, said
     assert (out / "table.csv").read_text() == table and results.stat().st_mtime_ns == when

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from sandboxrl.data.files import read_jsonl
-from tests.rl.tiny import byte_tokenizer, save, tiny_model
+from sandboxrl.launch.__main__ import main
+from tests.ray_cluster import RayCluster
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
@@ -46,14 +47,6 @@ SMALL = [
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("model")
-    tokenizer = byte_tokenizer()
-    tokenizer.save_pretrained(folder)
-    return save(tiny_model(vocabulary=len(tokenizer)), folder)
-
-
-@pytest.fixture(scope="module")
 def docker_image() -> str:
     """The local base image; skips where there is no Docker daemon."""
     if subprocess.run(["docker", "info"], capture_output=True).returncode:
@@ -62,13 +55,14 @@ def docker_image() -> str:
     return "sandboxrl/base:local"
 
 
-def command(out: Path, model: str, *overrides: str, recipe: str = "recipes/tiny.yaml") -> list[str]:
-    words = [*SMALL, f"model.path={model}", f"out={out}", "name=run", *overrides]
-    return [sys.executable, "-m", "sandboxrl.launch", "train", recipe, *words]
+def settings(out: Path, model: str, *overrides: str) -> list[str]:
+    """Of a small run in `out`/run."""
+    return [*SMALL, f"model.path={model}", f"out={out}", "name=run", *overrides]
 
 
-def train(out: Path, model: str, *overrides: str, recipe: str = "recipes/tiny.yaml") -> dict[str, Any]:
-    done = subprocess.run(command(out, model, *overrides, recipe=recipe), cwd=ROOT, capture_output=True, text=True)
+def train(out: Path, model: str, *overrides: str, recipe: str) -> dict[str, Any]:
+    words = [sys.executable, "-m", "sandboxrl.launch", "train", recipe, *settings(out, model, *overrides)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return json.loads((out / "run" / "summary.json").read_text())
 
@@ -98,38 +92,12 @@ def left_behind(marker: str) -> list[str]:
 
 
 @pytest.mark.heavy
-def test_a_recipe_is_a_program_and_its_run_leaves_what_it_promises(tmp_path: Path, model: str) -> None:
-    """`./recipes/tiny.yaml key=value`, by the shebang of its first line."""
-    words = ["./recipes/tiny.yaml", *command(tmp_path, model)[5:]]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env=on_path())
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    run = tmp_path / "run"
-    summary = json.loads((run / "summary.json").read_text())
-    assert summary["status"] == "finished" and summary["steps"] == 2
-    assert list(summary["eval_before"]) == list(summary["eval_after"]) == ["validation"]
-    assert 0 < summary["logprob_max"] < 1e-3
-    for name in ("recipe.yaml", "metrics.jsonl", "report.html", "log.txt", "trajectories/step_000001.jsonl"):
-        assert (run / name).stat().st_size > 0, name
-    rows = [row for row in read_jsonl(run / "metrics.jsonl") if "loss" in row]
-    assert [row["step"] for row in rows] == [1, 2]
-    promised = "reward/mean reward/std groups/informative turns/mean tokens/sampled tokens/environment staleness/max"
-    promised += " mismatch/logprob_max mismatch/kl loss grad_norm clip_fraction time/step_s time/rollout_s time/learn_s"
-    promised += " time/sync_s usage/external usage/files usage/computation"
-    assert not set(promised.split()) - set(rows[0])
-
-    exported = tmp_path / "exported"
-    words = [sys.executable, "-m", "sandboxrl.launch", "export", str(run), "--step", "2", "--out", str(exported)]
-    subprocess.run(words, cwd=ROOT, check=True, capture_output=True)
-    assert {"model.safetensors", "config.json", "tokenizer.json"} <= {file.name for file in exported.iterdir()}
-
-
-@pytest.mark.heavy
 @pytest.mark.docker
 def test_the_4b_recipe_runs_on_the_small_model_in_docker_sandboxes(
-    tmp_path: Path, model: str, docker_image: str
+    tmp_path: Path, model_folder: str, docker_image: str, ray_cluster: RayCluster
 ) -> None:
-    docker = ["sandbox.backend=docker", f"sandbox.image={docker_image}"]
-    summary = train(tmp_path, model, "steps=1", *docker, recipe="recipes/qwen3_4b.yaml")
+    words = ["sandbox.backend=docker", f"sandbox.image={docker_image}", f"cluster={ray_cluster.address}"]
+    summary = train(tmp_path, model_folder, "steps=1", *words, recipe="recipes/qwen3_4b.yaml")
     assert summary["status"] == "finished" and summary["dropped"] == 0
     assert modes(tmp_path) == {"sandbox"}
     sandbox = json.loads((tmp_path / "run/sandbox.json").read_text())
@@ -137,21 +105,45 @@ def test_the_4b_recipe_runs_on_the_small_model_in_docker_sandboxes(
 
 
 @pytest.mark.heavy
-def test_the_baseline_recipe_runs_on_the_small_model_without_sandboxes(tmp_path: Path, model: str) -> None:
-    assert train(tmp_path, model, "steps=1", recipe="recipes/llm_rl.yaml")["status"] == "finished"
+def test_the_baseline_recipe_runs_on_the_small_model_without_sandboxes(
+    tmp_path: Path, model_folder: str, ray_cluster: RayCluster
+) -> None:
+    words = ["steps=1", f"cluster={ray_cluster.address}"]
+    assert train(tmp_path, model_folder, *words, recipe="recipes/llm_rl.yaml")["status"] == "finished"
     assert modes(tmp_path) == {"llm"}
 
 
 @pytest.mark.heavy
-def test_nothing_is_left_of_a_run_however_it_is_ended_and_it_goes_on(tmp_path: Path, model: str) -> None:
-    """One run, ended three times, continued each time, and in the end finished."""
-    metrics = tmp_path / "run/metrics.jsonl"
+@pytest.mark.timeout(600)
+def test_nothing_is_left_of_a_run_however_it_is_ended_and_it_goes_on(tmp_path: Path, model_folder: str) -> None:
+    """One run, ended three times, continued each time, and in the end finished, as the program that a recipe is by its
+    first line. It leaves what every run promises, and can be exported."""
     done = 0
     for how in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
-        done = ended_by(how, tmp_path, model, after=done + 1)
-    summary = train(tmp_path, model, f"steps={done + 1}")
-    assert summary["status"] == "finished" and summary["steps"] == done + 1
-    assert [row["step"] for row in read_jsonl(metrics) if "loss" in row] == list(range(1, done + 2))
+        done = ended_by(how, tmp_path, model_folder, after=done + 1)
+    words = ["./recipes/tiny.yaml", *settings(tmp_path, model_folder, f"steps={done + 1}")]
+    last = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env=on_path())
+    assert last.returncode == 0, last.stdout[-3000:] + last.stderr[-3000:]
+    check_finished(tmp_path / "run", steps=done + 1)
+    assert main(["export", str(tmp_path / "run"), "--step", str(done + 1), "--out", str(tmp_path / "exported")]) == 0
+    names = {file.name for file in (tmp_path / "exported").iterdir()}
+    assert {"model.safetensors", "config.json", "tokenizer.json"} <= names
+
+
+def check_finished(run: Path, steps: int) -> None:
+    """The folder of a run that evaluates on a set `validation`."""
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["status"] == "finished" and summary["steps"] == steps
+    assert list(summary["eval_before"]) == list(summary["eval_after"]) == ["validation"]
+    assert 0 < summary["logprob_max"] < 1e-3
+    for name in ("recipe.yaml", "metrics.jsonl", "report.html", "log.txt", "trajectories/step_000001.jsonl"):
+        assert (run / name).stat().st_size > 0, name
+    rows = [row for row in read_jsonl(run / "metrics.jsonl") if "loss" in row]
+    assert [row["step"] for row in rows] == list(range(1, steps + 1))
+    promised = "reward/mean reward/std groups/informative turns/mean tokens/sampled tokens/environment staleness/max"
+    promised += " mismatch/logprob_max mismatch/kl loss grad_norm clip_fraction time/step_s time/rollout_s time/learn_s"
+    promised += " time/sync_s usage/external usage/files usage/computation"
+    assert not set(promised.split()) - set(rows[0])
 
 
 def heed_ctrl_c() -> None:
@@ -164,7 +156,8 @@ def ended_by(how: signal.Signals, out: Path, model: str, after: int) -> int:
     marker = f"sandboxrl-test-{os.getpid()}-{how}"
     log, metrics = out / f"out-{how}", out / "run/metrics.jsonl"
     with log.open("w") as file:
-        words = command(out, model, "steps=50")
+        words = [sys.executable, "-m", "sandboxrl.launch", "train", "recipes/tiny.yaml"]
+        words += settings(out, model, "steps=50")
         environment = os.environ | {"SANDBOXRL_TEST_MARKER": marker}
         run = subprocess.Popen(
             words, cwd=ROOT, stdout=file, stderr=file, env=environment, start_new_session=True, preexec_fn=heed_ctrl_c
@@ -196,56 +189,33 @@ def ended_by(how: signal.Signals, out: Path, model: str, after: int) -> int:
     ],
 )
 def test_bad_input_is_one_clear_line_and_exit_code_2(
-    tmp_path: Path, model: str, overrides: list[str], message: str
+    tmp_path: Path, model_folder: str, overrides: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "empty.jsonl").write_text("")
     words = [word.replace("EMPTY", str(tmp_path / "empty.jsonl")) for word in overrides]
-    done = subprocess.run(command(tmp_path, model, *words), cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr, done.stderr
-    assert message.replace("EMPTY", str(tmp_path / "empty.jsonl")) in done.stderr
+    assert main(["train", str(ROOT / "recipes/tiny.yaml"), *settings(tmp_path, model_folder, *words)]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1, said
+    assert message.replace("EMPTY", str(tmp_path / "empty.jsonl")) in said
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.heavy
-def test_the_coder_recipe_as_a_ray_job_on_two_learners_and_two_workers(tmp_path: Path, model: str) -> None:
+def test_the_coder_recipe_as_a_ray_job_on_two_learners_and_two_workers(
+    tmp_path: Path, model_folder: str, ray_cluster: RayCluster
+) -> None:
     """With stale groups, and sandboxes of the nodes that offer them."""
-    environment = on_path() | {"RAY_AUTH_MODE": "disabled"}  # a cluster of our own, on loopback only
-    cluster = subprocess.Popen(
-        [sys.executable, "-c", CLUSTER, str(tmp_path / "dashboard")], env=environment, stdin=subprocess.PIPE
-    )
-    try:
-        deadline = time.monotonic() + 120
-        while not (tmp_path / "dashboard").exists():
-            assert cluster.poll() is None and time.monotonic() < deadline
-            time.sleep(0.2)
-        address = (tmp_path / "dashboard").read_text()
-        words = ["ray", "job", "submit", "--address", f"http://{address}", "--working-dir", ".", "--"]
-        two = ["learner.world_size=2", "num_workers=2", "max_staleness=1", "steps=3", "sandbox.remote=true"]
-        words += ["recipes/qwen3_coder_30b_a3b.yaml", *command(tmp_path, model, *two)[5:]]
-        while True:  # the job server takes a while to find its node's agent
-            done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=240)
-            if "No available agent" not in done.stderr or time.monotonic() > deadline:
-                break
-            time.sleep(2)
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-        assert json.loads((tmp_path / "run/summary.json").read_text())["status"] == "finished"
-        rows = [row for row in read_jsonl(tmp_path / "run/metrics.jsonl") if "loss" in row]
-        assert max(row["staleness/max"] for row in rows) == 1
-        assert all(row["mismatch/tokens"] > 0 and row["mismatch/logprob_max"] < 1e-3 for row in rows)
-    finally:
-        assert cluster.stdin is not None
-        cluster.stdin.close()
-        cluster.wait(60)
-
-
-CLUSTER = """
-import pathlib, ray, sys
-found = ray.init(address="local", include_dashboard=True, dashboard_port=0, log_to_driver=False,
-    resources={"sandboxes": 8})
-part = pathlib.Path(sys.argv[1] + ".part")
-part.write_text(found.dashboard_url)
-part.rename(sys.argv[1])
-sys.stdin.read()
-ray.shutdown()
-"""
+    words = ["ray", "job", "submit", "--address", ray_cluster.job_server, "--working-dir", ".", "--"]
+    two = ["learner.world_size=2", "num_workers=2", "max_staleness=1", "steps=3", "sandbox.remote=true"]
+    words += ["recipes/qwen3_coder_30b_a3b.yaml", *settings(tmp_path, model_folder, *two)]
+    deadline = time.monotonic() + 120
+    while True:  # the job server takes a while to find its node's agent
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env=on_path(), timeout=240)
+        if "No available agent" not in done.stderr or time.monotonic() > deadline:
+            break
+        time.sleep(2)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert json.loads((tmp_path / "run/summary.json").read_text())["status"] == "finished"
+    rows = [row for row in read_jsonl(tmp_path / "run/metrics.jsonl") if "loss" in row]
+    assert max(row["staleness/max"] for row in rows) == 1
+    assert all(row["mismatch/tokens"] > 0 and row["mismatch/logprob_max"] < 1e-3 for row in rows)

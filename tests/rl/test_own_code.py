@@ -8,8 +8,8 @@ import torch
 
 from sandboxrl.data.errors import InputError
 from sandboxrl.data.plugin import OwnCodeFailed, called, plugged
-from sandboxrl.launch.train import check_same
 from sandboxrl.rl.config import Recipe, load_recipe, save_recipe
+from sandboxrl.rl.continuing import changes
 from sandboxrl.rl.grpo import LossConfig, advantages, token_loss
 from sandboxrl.rl.hooks import load_hooks
 from sandboxrl.rl.own_code import with_code
@@ -131,7 +131,8 @@ def test_paths_count_from_the_recipe_and_changed_code_is_refused(tmp_path: Path,
     assert made.loss.advantage == f"{tmp_path.resolve()}/mine.py:doubled" and list(made.code) == [made.loss.advantage]
     made.run_dir.mkdir(parents=True)
     save_recipe(made, made.run_dir / "recipe.yaml")
-    check_same(made, made.run_dir / "recipe.yaml")
+    (made.run_dir / "metrics.jsonl").write_text('{"step": 1}\n')  # it has begun
+    assert changes(made) == {}
     Path(file).write_text(CODE.replace("2 * (", "3 * ("))
     with pytest.raises(InputError, match="mine.py:doubled has changed since"):
-        check_same(with_code(load_recipe(tmp_path / "own.yaml", [f"out={tmp_path}"])), made.run_dir / "recipe.yaml")
+        changes(with_code(load_recipe(tmp_path / "own.yaml", [f"out={tmp_path}"])))

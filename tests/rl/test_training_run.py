@@ -12,7 +12,7 @@ from sandboxrl.data.task import Task
 from sandboxrl.rl.cluster.connect import connect
 from sandboxrl.rl.config import Recipe, load_recipe
 from sandboxrl.rl.reports.trackers.wandb import wandb_id
-from sandboxrl.rl.run import MODEL_FILE, _check_gradable, model_of_run, resolve_model
+from sandboxrl.rl.run import MODEL_FILE, check_gradable, model_of_run, resolve_model
 
 ROOT = Path(__file__).resolve().parents[2]
 TASK = Task(id="t", source="s", question="?", gold="1", reward="exact")
@@ -33,8 +33,8 @@ def recipe(*overrides: str) -> Recipe:
 def test_tasks_that_nothing_can_grade_are_refused_before_the_start(mode: str, reward: str, message: str) -> None:
     tasks = [TASK, replace(TASK, reward=reward)]
     with pytest.raises(InputError, match=message):
-        asyncio.run(_check_gradable(recipe(f"mode={mode}"), tasks))
-    asyncio.run(_check_gradable(recipe(f"mode={mode}"), [TASK]))
+        asyncio.run(check_gradable(recipe(f"mode={mode}"), tasks))
+    asyncio.run(check_gradable(recipe(f"mode={mode}"), [TASK]))
 
 
 def test_a_cluster_that_is_not_there_is_said_at_once() -> None:

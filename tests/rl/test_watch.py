@@ -50,7 +50,8 @@ def test_a_wait_that_is_over_its_limit_is_named_and_its_stacks_are_logged_first(
 
 def test_an_answer_in_time_and_an_error_come_through(tmp_path: Path) -> None:
     async def answers() -> None:
-        watch = watch_in(tmp_path, [])
+        said: list[str] = []
+        watch = watch_in(tmp_path, said)
 
         async def fails() -> None:
             raise TimeoutError("of its own")
@@ -58,7 +59,8 @@ def test_an_answer_in_time_and_an_error_come_through(tmp_path: Path) -> None:
         assert await watch.bounded(asyncio.sleep(0, "yes"), "a", "b", 5) == "yes"
         with pytest.raises(TimeoutError, match="of its own"):
             await watch.bounded(fails(), "a", "b", 5)
-        assert not watch._waits
+        await watch.dump("asked")
+        assert "--- waits\nnone\n" in said[0]
 
     asyncio.run(answers())
 

@@ -14,6 +14,7 @@ from sandboxrl.envs.grading.ifbench import loose_variants
 from sandboxrl.envs.grading.protocol import GraderFailed
 from sandboxrl.envs.grading.repository_tests import TestGold, score_tests
 from sandboxrl.envs.grading.test_logs import END, READERS, START, status_of, without_colours
+from tests.processes import children
 
 
 def task(reward, gold, question="q", **fields):
@@ -66,9 +67,10 @@ def test_an_answer_that_hangs_math_verify_ends_at_the_deadline_and_harms_no_othe
 
 def test_closing_leaves_no_process():
     async def go():
+        before = children()
         grader = Grader()
         await grader.grade(task("math", "x"), "x")
-        pids = [worker.pid for worker in grader._workers._all]
+        pids = children() - before
         await grader.close()
         return pids
 

@@ -25,6 +25,7 @@ from tests.envs.small_chat import (
     real_tokenizer,
     small_tokenizer,
     template,
+    tokenizer_of,
 )
 
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is in the documents?"}]
@@ -163,7 +164,7 @@ def test_appending_gives_the_ids_of_the_whole_rendered_conversation(name):
     for text, shown in zip(said, answers, strict=True):
         messages.append({"role": "assistant", "content": text})
         messages += [{"role": "tool" if one.name else "user", "content": one.text} for one in shown]
-    rendered = form._render(messages, TOOLS)
+    rendered = tokenizer_of(name).apply_chat_template(messages, tools=TOOLS, add_generation_prompt=True, tokenize=False)
     assert asyncio.run(talk()) == form.reply_ids(rendered)
 
 

@@ -5,9 +5,27 @@ import dataclasses
 import pytest
 
 from bench.attacks import ATTACKS, BOMBS, COMMANDS, SECRET, usable
+from sandboxrl.envs.sandbox.contract import CONTRACT
 from sandboxrl.envs.sandbox.pool import open_backend
 from sandboxrl.envs.sandbox.protocol import Limits
 
+IN_THE_CONTRACT = {
+    # clause of the contract: attacks that it repeats, with more cases; they are left to it
+    "files that are none": [
+        "answer: link to the password file", "answer: link to the environment", "answer: FIFO", "answer: folder",
+        "answer: socket", "answer: link to a device", "answer: huge file",
+    ],
+    "links in paths": ["write through planted links"],
+    "files in and out": ["odd file names"],
+    "commands of any length and content": ["a command of 200 kB"],
+    "the time limit": [
+        "ignore the timeout", "outlive the timeout by setsid", "outlive the timeout by a double fork",
+        "outlive the timeout without environment",
+    ],
+    "background processes": ["hold the output"],
+    "bounded output": ["write output without end"],
+}  # fmt: skip
+LEFT = (ATTACKS | BOMBS).keys() - COMMANDS.keys() - {name for names in IN_THE_CONTRACT.values() for name in names}
 SMALL = Limits(memory_bytes=768 << 20, disk_bytes=256 << 20, processes=128)
 
 
@@ -24,10 +42,10 @@ def test_every_attack_of_one_command_fails(machine, monkeypatch):
         assert failed == {}
         await usable(box)
 
-    machine.run(body, limits=SMALL)
+    machine.run(body, kept=False, limits=SMALL)  # opened while the secret is there to be found
 
 
-@pytest.mark.parametrize("name", [name for name in (*ATTACKS, *BOMBS) if name not in COMMANDS])
+@pytest.mark.parametrize("name", sorted(LEFT))
 def test_an_attack_fails(machine, name):
     async def body(box):
         await (ATTACKS | BOMBS)[name](box)
@@ -37,8 +55,10 @@ def test_an_attack_fails(machine, name):
     machine.run(body, limits=SMALL)
 
 
-def test_there_are_enough_of_them():
+def test_there_are_enough_of_them_and_none_is_forgotten():
     assert len(ATTACKS) + len(BOMBS) >= 45
+    assert IN_THE_CONTRACT.keys() <= CONTRACT.keys()
+    assert {name for names in IN_THE_CONTRACT.values() for name in names} <= (ATTACKS | BOMBS).keys()
 
 
 MIB = 1 << 20

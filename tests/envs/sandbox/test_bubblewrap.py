@@ -17,6 +17,7 @@ from sandboxrl.envs.sandbox.cgroups import PREFIX
 from sandboxrl.envs.sandbox.owner import owner_of
 from sandboxrl.envs.sandbox.pool import open_backend
 from sandboxrl.envs.sandbox.protocol import SandboxConfig, SandboxDied
+from tests.processes import children
 
 RESOLVERS = Path("/etc/resolv.conf")
 
@@ -150,8 +151,10 @@ def child_of(pid: int) -> int:
 
 def test_a_dead_nursery_takes_its_sandboxes_along_and_is_made_anew(bubblewrap):
     async def body(backend):
+        before = children()
         box = await backend.start()
-        os.kill(child_of(backend._nursery._process.pid), signal.SIGKILL)
+        (around,) = children() - before
+        os.kill(child_of(around), signal.SIGKILL)
         with pytest.raises(SandboxDied):
             await box.exec("sleep 9")
         await box.close()
@@ -164,10 +167,11 @@ def test_a_dead_nursery_takes_its_sandboxes_along_and_is_made_anew(bubblewrap):
 
 def test_a_backend_ends_what_it_started(bubblewrap):
     async def body(backend):
+        before = children()
         box = await backend.start()
-        nursery = backend._nursery._process
+        assert children() - before
         await backend.close()
-        assert nursery.returncode is not None
+        assert not children() - before
         with pytest.raises(SandboxDied):
             await box.exec("true")
         await box.close()
@@ -189,8 +193,10 @@ def test_more_can_be_asked_for_at_once_than_a_socket_holds(bubblewrap):
 
 def test_starts_that_nobody_waits_for_leave_nothing(bubblewrap):
     async def body(backend):
+        before = children()
         await (await backend.start()).close()
-        nursery = child_of(backend._nursery._process.pid)
+        (around,) = children() - before
+        nursery = child_of(around)
         descriptors = len(os.listdir("/proc/self/fd"))
         for delay in range(30):
             starts = [asyncio.create_task(backend.start()) for _ in range(4)]
@@ -201,12 +207,12 @@ def test_starts_that_nobody_waits_for_leave_nothing(bubblewrap):
                 if not isinstance(done, BaseException):
                     await done.close()
         for _ in range(200):
-            children = Path(f"/proc/{nursery}/task/{nursery}/children").read_text()
-            if not children:
+            forked = Path(f"/proc/{nursery}/task/{nursery}/children").read_text()
+            if not forked:
                 break
             await asyncio.sleep(0.01)
-        assert not children and len(os.listdir("/proc/self/fd")) == descriptors
-        assert backend._nursery.said() == "no message"
+        assert not forked and len(os.listdir("/proc/self/fd")) == descriptors
+        assert backend.said() == "no message"
         groups = [path.parts[-1] for path in Path("/sys/fs/cgroup").rglob(f"{PREFIX}{owner_of(os.getpid())}.*")]
         assert not groups
 

@@ -21,7 +21,7 @@ async def output(box: Sandbox, command: str, **options: object) -> bytes:
 
 @pytest.mark.parametrize("clause", CONTRACT)
 def test_a_backend_keeps_the_contract(machine, clause):
-    machine.run_with_backend(lambda backend: keep(clause, backend), limits=LIMITS)
+    machine.run_with_backend(lambda backend: keep(clause, backend), kept=True, limits=LIMITS)
 
 
 def test_a_persistent_shell_keeps_directory_and_exported_variables(machine):

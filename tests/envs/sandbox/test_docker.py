@@ -1,12 +1,15 @@
 """What only the docker backend has: a daemon of either kind, and a runtime by name."""
 
 import asyncio
+import os
 
 import pytest
 
 from sandboxrl.data.errors import InputError
 from sandboxrl.envs.sandbox.docker import Docker
+from sandboxrl.envs.sandbox.owner import owner_of
 from sandboxrl.envs.sandbox.pool import open_backend
+from tests.envs.sandbox.daemon import client, containers_of
 
 pytestmark = pytest.mark.docker
 OWN = ("runc", "io.containerd.runc.v2", "io.containerd.runtime.v1.linux")
@@ -20,11 +23,10 @@ def docker(machine):
     return machine
 
 
-def daemon_of(machine):
+def daemon():
     """(whether it is Podman, its runtimes)"""
-    backend = Docker(machine.config(runtime=""))
-    engine, info = backend._probe()
-    return any(part["Name"] == "Podman Engine" for part in engine["Components"]), info["Runtimes"]
+    parts = client().version()["Components"]
+    return any(part["Name"] == "Podman Engine" for part in parts), client().info()["Runtimes"]
 
 
 def test_an_unknown_runtime_is_an_error_before_any_sandbox(docker):
@@ -33,7 +35,7 @@ def test_an_unknown_runtime_is_an_error_before_any_sandbox(docker):
 
 
 def test_a_sandbox_runs_under_the_runtime_that_is_named(docker):
-    podman, runtimes = daemon_of(docker)
+    podman, runtimes = daemon()
     added = sorted(set(runtimes) - set(OWN))
     if podman or not added:
         pytest.skip("this daemon has no runtime but its own; add one with: dockerd --add-runtime crun=/usr/bin/crun")
@@ -43,9 +45,8 @@ def test_a_sandbox_runs_under_the_runtime_that_is_named(docker):
         box = await backend.start()
         try:
             assert (await box.exec("echo $((6 * 7))")).stdout == b"42\n"
-            (container,) = backend._boxes
-            seen = await backend._request("GET", f"/containers/{container}/json")
-            assert seen["HostConfig"]["Runtime"] == added[0]
+            (container,) = containers_of(owner_of(os.getpid()))
+            assert container.attrs["HostConfig"]["Runtime"] == added[0]
         finally:
             await box.close()
             await backend.close()
@@ -54,7 +55,7 @@ def test_a_sandbox_runs_under_the_runtime_that_is_named(docker):
 
 
 def test_podman_refuses_what_it_would_only_seem_to_do(docker):
-    podman, _ = daemon_of(docker)
+    podman, _ = daemon()
     if not podman:
         pytest.skip("set SANDBOXRL_TEST_SOCKET to the socket of a Podman service")
     for changes, message in (({"network": "egress"}, "its own rules"), ({"runtime": "crun"}, "podman --runtime crun")):

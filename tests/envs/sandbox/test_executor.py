@@ -13,7 +13,7 @@ from sandboxrl.envs.sandbox import program
 from sandboxrl.envs.sandbox.inside.frames import FRAME, MAX_HEADER, MAX_PAYLOAD, RECORD, pack, unpack_header
 from sandboxrl.envs.sandbox.inside.processes import in_own_pid_namespace
 from sandboxrl.envs.sandbox.protocol import FileRefused, SandboxConfig, SandboxDied, SandboxEnded
-from sandboxrl.envs.sandbox.wire import BATCH_BYTES, Box, _cut, _frames, _path
+from sandboxrl.envs.sandbox.wire import BATCH_BYTES, Box, cut, file_frames, wire_path
 
 NAMES = st.binary(min_size=1, max_size=20).filter(lambda name: b"\0" not in name and b"=" not in name)
 VALUES = st.binary(max_size=50).filter(lambda value: b"\0" not in value)
@@ -30,7 +30,7 @@ def test_a_frame_comes_back_as_it_was(fields, payload):
 @given(st.dictionaries(st.text(min_size=1).filter(lambda path: "\0" not in path), st.binary(), max_size=5))
 def test_files_are_cut_into_records_that_join_again(files):
     joined: dict[bytes, bytearray] = {}
-    for frame in _frames(files):
+    for frame in file_frames(files):
         while frame:
             path_size, offset, size = RECORD.unpack_from(frame)
             path = frame[RECORD.size : RECORD.size + path_size]
@@ -39,11 +39,11 @@ def test_files_are_cut_into_records_that_join_again(files):
             assert len(joined[path]) == offset
             joined[path] += frame[RECORD.size + path_size : RECORD.size + path_size + size]
             frame = frame[RECORD.size + path_size + size :]
-    assert joined == {_path(path): data for path, data in files.items()}
+    assert joined == {wire_path(path): data for path, data in files.items()}
 
 
 def test_a_large_file_spans_frames_of_bounded_size():
-    frames = list(_frames({"a": bytes(3 * BATCH_BYTES + 1), "b": b"x"}))
+    frames = list(file_frames({"a": bytes(3 * BATCH_BYTES + 1), "b": b"x"}))
     assert len(frames) == 4 and all(len(frame) <= BATCH_BYTES + 100 for frame in frames)
 
 
@@ -51,12 +51,12 @@ def test_a_large_file_spans_frames_of_bounded_size():
 def test_cut_output_is_bounded_and_honest(total, limit):
     whole = bytes(n % 251 for n in range(total))
     kept = whole if total <= limit else whole[: limit // 2] + whole[total - (limit - limit // 2) :]
-    cut = _cut(kept, total, limit)
-    assert len(cut) <= limit
+    shown = cut(kept, total, limit)
+    assert len(shown) <= limit
     if total <= limit:
-        assert cut == whole
-    elif b" bytes dropped ...]\n" in cut:
-        head, rest = cut.split(b"\n[... ", 1)
+        assert shown == whole
+    elif b" bytes dropped ...]\n" in shown:
+        head, rest = shown.split(b"\n[... ", 1)
         dropped, tail = rest.split(b" bytes dropped ...]\n", 1)
         assert whole.startswith(head) and whole.endswith(tail) and int(dropped) + len(head) + len(tail) == total
 
@@ -246,7 +246,7 @@ def executor_fuzz(machine, examples: int):
         counted += len(sent)
 
         async def body(box):
-            box._writer.write(b"".join(sent))
+            box.send(b"".join(sent))
             try:
                 async with asyncio.timeout(20):
                     await box.exec("true", timeout_s=5)

@@ -1,7 +1,10 @@
 """Sandboxes on another node of a Ray cluster: the same contract, placed by a resource, gone with their user."""
 
 import asyncio
+import contextlib
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -18,19 +21,7 @@ pytestmark = pytest.mark.heavy
 ray = pytest.importorskip("ray")
 
 from sandboxrl.rl.cluster.hosts import RESOURCE, RemoteBackend  # noqa: E402
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    """A head node that offers no sandbox and a second node that offers three."""
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    cluster.add_node(num_cpus=1, resources={RESOURCE: 3})
-    ray.init(address=cluster.address, log_to_driver=False)
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
+from tests.ray_cluster import SANDBOXES  # noqa: E402
 
 
 def opened() -> RemoteBackend:
@@ -40,7 +31,7 @@ def opened() -> RemoteBackend:
         pytest.skip(str(error))
 
 
-def test_a_remote_sandbox_keeps_the_contract(cluster):
+def test_a_remote_sandbox_keeps_the_contract(ray_cluster):
     async def body():
         pool = Pool(opened(), warm=1)
         try:
@@ -65,27 +56,38 @@ def test_a_remote_sandbox_keeps_the_contract(cluster):
     asyncio.run(body())
 
 
-def test_a_node_gives_no_more_than_it_offers(cluster):
+def test_a_node_gives_no_more_than_it_offers(ray_cluster):
     async def body():
         backend = opened()
         try:
-            boxes = [await backend.start() for _ in range(3)]
-            fourth = asyncio.create_task(backend.start())
+            boxes = [await backend.start() for _ in range(SANDBOXES)]
+            further = asyncio.create_task(backend.start())
             await asyncio.sleep(0.5)
-            assert not fourth.done(), "the node offers three"
+            assert not further.done(), f"the node offers {SANDBOXES}"
             await boxes[0].close()
-            assert (await (await fourth).exec("echo in")).stdout == b"in\n"
+            assert (await (await further).exec("echo in")).stdout == b"in\n"
         finally:
             await backend.close()
 
     asyncio.run(body())
 
 
-def test_a_lost_host_is_the_machines_fault(cluster):
+def host_processes() -> list[int]:
+    """What runs the actors that start sandboxes, by pid."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if path.read_bytes().startswith(b"ray::SandboxHost"):
+                found.append(int(path.parent.name))
+    return found
+
+
+def test_a_lost_host_is_the_machines_fault(ray_cluster):
     async def body():
         backend = opened()
         box = await backend.start()
-        ray.kill(backend._hosts[0])
+        (host,) = host_processes()
+        os.kill(host, signal.SIGKILL)
         with pytest.raises(SandboxDied):
             await box.exec("true")
         await box.close()
@@ -122,9 +124,9 @@ def sleepers() -> int:
     return found
 
 
-def test_a_killed_user_leaves_nothing_on_the_other_node(cluster):
+def test_a_killed_user_leaves_nothing_on_the_other_node(ray_cluster):
     user = subprocess.Popen(
-        [sys.executable, "-c", USER, cluster.address], stdout=subprocess.PIPE, cwd=Path(__file__).parents[3]
+        [sys.executable, "-c", USER, ray_cluster.address], stdout=subprocess.PIPE, cwd=Path(__file__).parents[3]
     )
     assert user.stdout is not None and user.stdout.readline() == b"held\n"
     deadline = time.monotonic() + 10
@@ -139,7 +141,7 @@ def test_a_killed_user_leaves_nothing_on_the_other_node(cluster):
     assert sleepers() == 0
 
 
-def test_a_cluster_without_sandboxes_says_so(cluster):
+def test_a_cluster_without_sandboxes_says_so(ray_cluster):
     with pytest.raises(BackendUnavailable, match="no node"):
         RemoteBackend.open(SandboxConfig(), resource="nowhere")
 

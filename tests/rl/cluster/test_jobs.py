@@ -6,30 +6,23 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from sandboxrl.data.errors import InputError
+from tests.ray_cluster import RayCluster
 
 pytestmark = pytest.mark.heavy
 
 ROOT = Path(__file__).resolve().parents[3]
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[str]:
-    """A job server that outlives the sweeps of these tests."""
-    import ray
-
-    context = ray.init(
-        address="local", num_cpus=2, include_dashboard=True, log_to_driver=False, configure_logging=False
-    )
-    try:
-        yield f"http://{context.dashboard_url}"
-    finally:
-        ray.shutdown()
+@pytest.fixture
+def job_server(ray_cluster: RayCluster) -> str:
+    """It outlives the sweeps of these tests."""
+    return ray_cluster.job_server
 
 
 def wait_for(
@@ -65,26 +58,26 @@ def alive(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
 
 
-def test_a_failed_job_is_reported_and_hides_no_other(cluster: str, tmp_path: Path) -> None:
+def test_a_failed_job_is_reported_and_hides_no_other(job_server: str, tmp_path: Path) -> None:
     from sandboxrl.rl.cluster.jobs import run_jobs
 
     mark = "date +%s.%N >> {0}.start; sleep 1; date +%s.%N >> {0}.end".format
     commands = {name: mark(tmp_path / name) for name in ("a", "b", "c")}
     commands["bad"] = "echo first; echo 'sandboxrl train: no such model' >&2; exit 2"
-    problems = run_jobs(commands, tmp_path, 2, cluster)
+    problems = run_jobs(commands, tmp_path, 2, job_server)
     assert list(problems) == ["bad"] and "no such model" in problems["bad"]
     assert "first" in (tmp_path / "bad" / "job.log").read_text()
     spans = [(float((tmp_path / f"{n}.start").read_text()), float((tmp_path / f"{n}.end").read_text())) for n in "abc"]
     assert all(sum(start <= moment < end for start, end in spans) <= 2 for moment, _ in spans), "two at a time"
 
 
-def test_a_stopped_sweep_stops_its_job_and_only_that(cluster: str, tmp_path: Path) -> None:
+def test_a_stopped_sweep_stops_its_job_and_only_that(job_server: str, tmp_path: Path) -> None:
     from ray.job_submission import JobSubmissionClient
 
-    client = JobSubmissionClient(cluster)
+    client = JobSubmissionClient(job_server)
     other = client.submit_job(entrypoint="sleep 600")
     pid_file = tmp_path / "pid"
-    sweep = sweep_process({"long": f"echo $$ > {pid_file}; exec sleep 600"}, tmp_path, cluster)
+    sweep = sweep_process({"long": f"echo $$ > {pid_file}; exec sleep 600"}, tmp_path, job_server)
     wait_for(lambda: pid_file.exists() and pid_file.read_text().strip(), 60, sweep)
     sweep.send_signal(signal.SIGTERM)
     sweep.communicate(timeout=60)
@@ -93,14 +86,14 @@ def test_a_stopped_sweep_stops_its_job_and_only_that(cluster: str, tmp_path: Pat
     client.stop_job(other)
 
 
-def test_a_killed_sweep_finds_its_job_again(cluster: str, tmp_path: Path) -> None:
+def test_a_killed_sweep_finds_its_job_again(job_server: str, tmp_path: Path) -> None:
     count, go = tmp_path / "count", tmp_path / "go"
     command = f"echo x >> {count}; while [ ! -e {go} ]; do sleep 0.2; done; echo done"
-    sweep = sweep_process({"only": command}, tmp_path, cluster)
+    sweep = sweep_process({"only": command}, tmp_path, job_server)
     wait_for(count.exists, 60, sweep)
     sweep.kill()
     sweep.communicate()
-    again = sweep_process({"only": command}, tmp_path, cluster)
+    again = sweep_process({"only": command}, tmp_path, job_server)
     time.sleep(3)
     go.touch()
     output, _ = again.communicate(timeout=60)

@@ -1,5 +1,6 @@
 """The rollout worker as the Ray actor it is: trajectories, new weights, and nothing left when it is killed."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import ray
 import torch
+from transformers import AutoModelForCausalLM
 
 from sandboxrl.data.prompt.arms import load_arm
 from sandboxrl.data.task import Task
@@ -20,7 +22,6 @@ from sandboxrl.envs.trajectory import StopReason
 from sandboxrl.rl.cluster.worker import RolloutWorker
 from sandboxrl.rl.engine.config import EngineConfig, worker_environment
 from sandboxrl.rl.learner.weights import Publisher
-from tests.rl.tiny import byte_tokenizer, save, tiny_model
 
 pytestmark = pytest.mark.heavy
 
@@ -30,17 +31,16 @@ TASK = Task("t0", "test", "Which colour is it?", gold="red", reward="exact", doc
 
 
 class Cluster:
-    def __init__(self, folder: Path) -> None:
-        tokenizer = byte_tokenizer()
-        self.model = tiny_model(vocabulary=len(tokenizer))
-        tokenizer.save_pretrained(folder)
-        self.folder = save(self.model, folder)
+    """Starts rollout workers of one model, of which it keeps a copy."""
 
-    def worker(self, mode: str, limits: RolloutLimits = LIMITS):
+    def __init__(self, folder: str) -> None:
+        self.folder, self.model = folder, AutoModelForCausalLM.from_pretrained(folder)
+
+    def worker(self, mode: str):
         options = RolloutWorker.options(
             num_cpus=0, max_concurrency=100, runtime_env={"env_vars": worker_environment(CONFIG)}
         )
-        worker = options.remote(self.folder, CONFIG, SandboxConfig(warm=2), limits, load_arm("compact"), mode=mode)
+        worker = options.remote(self.folder, CONFIG, SandboxConfig(warm=2), LIMITS, load_arm("compact"), mode=mode)
         ray.get(worker.start.remote())
         return worker
 
@@ -52,11 +52,8 @@ class Cluster:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
-    os.environ["RAY_AUTH_MODE"] = "disabled"
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield Cluster(tmp_path_factory.mktemp("model"))
-    ray.shutdown()
+def cluster(ray_cluster, model_folder):
+    return Cluster(model_folder)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +64,8 @@ def worker(cluster):
         pytest.skip(str(error))
     one = cluster.worker("sandbox")
     yield one
-    ray.get(one.stop.remote())
+    with contextlib.suppress(ray.exceptions.RayActorError):  # one test kills it
+        ray.get(one.stop.remote())
     ray.kill(one)
 
 
@@ -123,12 +121,10 @@ def test_without_a_sandbox(cluster):
     ray.kill(one)
 
 
-def test_killed_with_trajectories_in_flight_it_leaves_no_process(cluster):
-    limits = RolloutLimits(max_turns=50, max_tokens=4096, max_tokens_per_turn=20, timeout_s=60)
-    one = cluster.worker("sandbox", limits)
-    running = [one.sample.remote(TASK, seed, Sampling()) for seed in range(6)]
-    time.sleep(1.5)
-    process = ray.get(one.pid.remote())
+def test_killed_with_trajectories_in_flight_it_leaves_no_process(cluster, worker):
+    running = [worker.sample.remote(TASK, seed, Sampling()) for seed in range(90)]
+    ray.wait(running, timeout=60)  # until one has ended
+    process = ray.get(worker.pid.remote())
     family = descendants(process)
     assert family  # sandboxes, at the least
     os.kill(process, signal.SIGKILL)
@@ -138,7 +134,7 @@ def test_killed_with_trajectories_in_flight_it_leaves_no_process(cluster):
     while time.monotonic() < deadline and any(alive(one) for one in family):
         time.sleep(0.1)
     assert not [commands(one) for one in family if alive(one)]
-    (lost,) = Publisher("shm", "test").publish(cluster.model.named_parameters(), 6, [one])
+    (lost,) = Publisher("shm", "test").publish(cluster.model.named_parameters(), 6, [worker])
     assert lost[0] == 0
 
 

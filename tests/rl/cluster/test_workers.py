@@ -16,19 +16,35 @@ from sandboxrl.envs.policy.protocol import EngineLost
 from sandboxrl.envs.trajectory import StopReason, Trajectory
 from sandboxrl.rl.cluster.placement import Placement
 from sandboxrl.rl.cluster.workers import RayWorkers, together
-from sandboxrl.rl.config import load_recipe
+from sandboxrl.rl.config import Recipe, load_recipe
 from sandboxrl.rl.reports.run_folder import Log
 from sandboxrl.rl.trainer import RunFailed
 from sandboxrl.rl.watch import Watch, WatchConfig
+from tests.ray_cluster import RayCluster
 
 ROOT = Path(__file__).resolve().parents[3]
 TASK = Task(id="t", source="s", question="?", gold="1", reward="exact")
 
 
+<<<<<<< HEAD
 def workers_in(folder: Path) -> RayWorkers:
     recipe = load_recipe(ROOT / "recipes/tiny.yaml", [f"out={folder}", "name=run"])
     log = Log(recipe, 0, token_text=str)
     return RayWorkers(recipe, "", log, Watch(WatchConfig(), folder, log.say), Placement(recipe, gpus=False))
+=======
+@pytest.fixture
+def log(tmp_path: Path) -> Log:
+    return Log(recipe_in(tmp_path), 0, token_text=str)
+
+
+@pytest.fixture
+def workers(tmp_path: Path, log: Log) -> RayWorkers:
+    return RayWorkers(recipe_in(tmp_path), "", log, Watch(WatchConfig(), tmp_path, log.say))
+
+
+def recipe_in(folder: Path) -> Recipe:
+    return load_recipe(ROOT / "recipes/tiny.yaml", [f"out={folder}", "name=run"])
+>>>>>>> 434e619 (Tests share what is slow to start and look at nothing private: one Ray cluster, one model folder, kept backends)
 
 
 class Remote:
@@ -57,36 +73,36 @@ class Actor:
 
 
 def sample(workers: RayWorkers, actor: Actor, size: int = 1) -> Any:
-    workers._handles, workers._load = [actor], [0]
+    workers.take([actor])
     return asyncio.run(workers.sample_group(TASK, 0, size))
 
 
 @pytest.mark.parametrize("error", [RuntimeError("a mistake"), InputError("a wrong task")])
-def test_an_exception_in_a_healthy_worker_ends_the_run_and_not_the_worker(tmp_path: Path, error: Exception) -> None:
+def test_an_exception_in_a_healthy_worker_ends_the_run_and_not_the_worker(
+    workers: RayWorkers, error: Exception
+) -> None:
     expected = InputError if isinstance(error, InputError) else RunFailed
     with pytest.raises(expected, match=str(error)):
-        sample(workers_in(tmp_path), Actor(error))
+        sample(workers, Actor(error))
 
 
-def test_what_the_machine_loses_is_sampled_again_and_counted_once(tmp_path: Path) -> None:
-    workers = workers_in(tmp_path)
+def test_what_the_machine_loses_is_sampled_again_and_counted_once(workers: RayWorkers, log: Log) -> None:
     workers.retry_after_s = 0.05
     started = time.monotonic()
     lost = Trajectory("t", "s", "sandbox", StopReason.SANDBOX_LOST, (), error="gone")
     good = Trajectory("t", "s", "sandbox", StopReason.FINISHED, (), reward=1.0)
     assert sample(workers, Actor(lost, lost, good)).trajectories == (good,)
-    assert workers._log.step_counts["dropped"] == 2
+    assert log.step_counts["dropped"] == 2
     assert time.monotonic() - started >= 0.05 + 0.2
     assert sample(workers, Actor(*[lost] * 3)).trajectories == ()
-    assert workers._log.step_counts["dropped"] == 5
-    assert (workers._log.dir / "log.txt").read_text().count("lost to the machine") == 1
+    assert log.step_counts["dropped"] == 5
+    assert (log.dir / "log.txt").read_text().count("lost to the machine") == 1
 
 
-def test_a_lost_engine_has_no_probe_and_a_broken_probe_is_told(tmp_path: Path) -> None:
-    workers = workers_in(tmp_path)
-    workers._handles = [Actor(EngineLost("gone"))]
+def test_a_lost_engine_has_no_probe_and_a_broken_probe_is_told(workers: RayWorkers) -> None:
+    workers.take([Actor(EngineLost("gone"))])
     assert asyncio.run(workers.probe()) == []
-    workers._handles = [Actor(ValueError("a mistake"))]
+    workers.take([Actor(ValueError("a mistake"))])
     with pytest.raises(RunFailed, match="a mistake"):
         asyncio.run(workers.probe())
 
@@ -114,11 +130,14 @@ def test_when_one_of_many_fails_the_others_do_not_go_on() -> None:
 
 
 @pytest.mark.heavy
-def test_workers_that_never_started_or_never_stop_are_not_waited_for(tmp_path: Path) -> None:
+def test_workers_that_never_started_or_never_stop_are_not_waited_for(
+    workers: RayWorkers, ray_cluster: RayCluster
+) -> None:
     class Stuck:
         async def stop(self) -> None:
             await asyncio.sleep(3600)
 
+<<<<<<< HEAD
     ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, configure_logging=False)
     try:
         workers = workers_in(tmp_path)
@@ -175,3 +194,9 @@ def test_all_sleep_before_the_learner_works_and_a_fresh_one_waits(tmp_path: Path
 
     assert asyncio.run(work()) == ["b starts", "b sleeps", "b weights", "b kv_cache"]
     assert "engines sleep: 100 bytes given back" in (tmp_path / "run" / "log.txt").read_text()
+=======
+    workers.stop_timeout_s = 1.0
+    actor = ray.remote(Stuck)
+    workers.take([actor.options(num_cpus=0).remote(), actor.options(num_cpus=1000).remote()])
+    asyncio.run(asyncio.wait_for(workers.stop(), 20))
+>>>>>>> 434e619 (Tests share what is slow to start and look at nothing private: one Ray cluster, one model folder, kept backends)

@@ -86,7 +86,7 @@ def test_cancelling_ends_the_request_in_the_engine(engine):
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
         await engine.engine.version()  # a round through the engine's job queue
-        return asking.cancelled(), engine.engine._llm.get_num_unfinished_requests()
+        return asking.cancelled(), engine.engine.llm.get_num_unfinished_requests()
 
     assert engine.run(cancel()) == (True, 0)
 
@@ -98,15 +98,17 @@ def test_a_token_outside_the_vocabulary_never_reaches_the_engine(engine, bad):
     assert engine.run(engine.engine.generate(PROMPT, 5, Sampling(), 60)).finish == "length"
 
 
-def test_a_dead_engine_is_an_error_for_everything_in_flight_at_once(tmp_path):
+def test_a_failed_update_ends_the_engine_which_is_an_error_for_everything_in_flight_at_once(tmp_path):
+    """Rather than leave it with half of its weights."""
     with running(tmp_path) as one:
 
         async def die():
             asking = [asyncio.create_task(one.engine.generate(PROMPT, 900, Sampling(), 60)) for _ in range(3)]
             await asyncio.sleep(0.1)
-            parameters = one.engine._parameters(5, Sampling(), None)
-            # past the check of generate(): this id kills the engine
-            one.engine._jobs.put(lambda: one.engine._add("poison", [VOCABULARY + 5000], parameters))
+            assert not any(one.done() for one in asking)
+            with SharedWeights(one.model.named_parameters(), "run 1") as shared:
+                with pytest.raises(EngineLost, match="holds 'run 1', not 'run 2'"):
+                    await one.engine.load_weights({**shared.info, "label": "run 2"}, 1)
             started = time.monotonic()
             outcomes = await asyncio.gather(*asking, return_exceptions=True)
             return outcomes, time.monotonic() - started
@@ -119,15 +121,6 @@ def test_a_dead_engine_is_an_error_for_everything_in_flight_at_once(tmp_path):
             one.run(one.engine.generate(PROMPT, 5, Sampling(), 60))
         with pytest.raises(EngineLost):
             one.run(one.engine.version())
-
-
-def test_a_failed_update_stops_the_engine_rather_than_leave_it_with_half_its_weights(tmp_path):
-    with running(tmp_path) as one:
-        with SharedWeights(one.model.named_parameters(), "run 1") as shared:
-            with pytest.raises(EngineLost, match="holds 'run 1', not 'run 2'"):
-                one.run(one.engine.load_weights({**shared.info, "label": "run 2"}, 1))
-        with pytest.raises(EngineLost):
-            one.run(one.engine.generate(PROMPT, 5, Sampling(), 60))
 
 
 def test_a_model_that_is_not_there_is_an_error_and_no_hang(tmp_path):

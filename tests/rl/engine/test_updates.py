@@ -60,7 +60,7 @@ def test_steps_in_flight_end_before_weights_change(tmp_path):
     """vLLM's queue of steps, which only GPUs have, on the engine of a CPU: a step that was scheduled under the old
     weights must be told as theirs."""
     with running(tmp_path) as one:
-        core = one.engine._llm.engine_core.engine_core
+        core = one.engine.llm.engine_core.engine_core
         core.batch_queue, core.batch_queue_size = collections.deque(maxlen=2), 2
         core.step_fn = core.step_with_batch_queue
         left_over = []

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from sandboxrl.data.errors import InputError
 from sandboxrl.launch.__main__ import main
-from sandboxrl.rl.learner.checkpoint import Checkpoints, Damaged, _sealed, lasting, verify
+from sandboxrl.rl.learner.checkpoint import Checkpoints, Damaged, lasting, sealed, verify
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=9),
@@ -218,7 +218,7 @@ def test_where_none_is_whole_the_run_does_not_start_over_by_itself(tmp_path):
 
 
 @settings(max_examples=500, deadline=None)
-@given(st.binary(max_size=300) | json_values.map(lambda value: json.dumps(value).encode()) | manifests.map(_sealed))
+@given(st.binary(max_size=300) | json_values.map(lambda value: json.dumps(value).encode()) | manifests.map(sealed))
 def test_no_manifest_leads_out_of_its_folder_or_raises_anything_else(content):
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "step_000001"

@@ -5,12 +5,14 @@ import io
 import json
 import os
 import random
+import select
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -103,12 +105,31 @@ def test_a_stranger_gets_nothing_and_holds_up_nobody() -> None:
         socket.create_connection((info["host"], info["port"]), timeout=1)
 
 
+@contextlib.contextmanager
+def bad_line(info: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """How to reach the sender over a line that makes `abd` of `abc`."""
+    with socket.create_server(("127.0.0.1", 0)) as near:
+
+        def carry() -> None:
+            ours, _ = near.accept()
+            with ours, socket.create_connection((info["host"], info["port"])) as theirs:
+                while ready := select.select([ours, theirs], [], [], 5)[0]:
+                    for end in ready:
+                        if not (data := end.recv(1 << 16)):
+                            return
+                        (theirs if end is ours else ours).sendall(data.replace(b"abc", b"abd"))
+
+        line = threading.Thread(target=carry)
+        line.start()
+        yield info | {"port": near.getsockname()[1]}
+        line.join(10)
+
+
 def test_bytes_that_change_on_the_way_are_refused() -> None:
-    with Sender(["a"], 3, "127.0.0.1") as sender:
-        thread, _, problems = listening(sender.info("a"))
+    with Sender(["a"], 3, "127.0.0.1") as sender, bad_line(sender.info("a")) as info:
+        thread, _, problems = listening(info)
         sender.connect(5, nobody_gone)
         sender.send(memoryview(b"abc"))
-        sender._checksum ^= 1
         sender.finish()
         thread.join(5)
     assert "checksum" in str(problems[0])

@@ -54,7 +54,7 @@ def test_this_check_sees_a_tied_head_that_kept_its_old_weights(engine):
     one = engine.engine
     engine.change(seed=50)
     weights = [(name, parameter.detach().clone()) for name, parameter in engine.model.named_parameters()]
-    engine.run(one._change("reload_weights", {"weights_iterator": iter(weights)}))
+    engine.run(one.call_ranks("reload_weights", {"weights_iterator": iter(weights)}))
     unseen = PROMPT[::-1]  # that reload leaves the prefix cache as it was, too
     assert (worst(engine, prompt=unseen) > 0.1) == engine.model.config.tie_word_embeddings
     update(engine, engine.run(one.version()) + 1)

@@ -1,0 +1,73 @@
+"""What all tests share: a Ray cluster, a small model, the order of the heavy ones, and how skips are told.
+
+Heavy tests run one after the other in one process, beside the light ones (`make test`): what they share (the cluster,
+an engine) starts once, and two of them at a time would not fit into a small machine.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from xdist.scheduler import LoadScopeScheduling
+from xdist.workermanage import WorkerController
+
+from tests.ray_cluster import RayCluster, running_cluster
+
+HEAVY = "heavy"
+
+
+class HeavyFirst(LoadScopeScheduling):
+    """Everything heavy to the first process; a file at a time to whichever of the others is free."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return HEAVY if nodeid.endswith(f"@{HEAVY}") else nodeid.partition("::")[0]
+
+    def _assign_work_unit(self, node: WorkerController) -> None:
+        super()._assign_work_unit(node)
+        if HEAVY in self.assigned_work[node]:  # its process takes no other: light tests fork, and Ray has threads
+            node.shutdown()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> HeavyFirst:
+    config.option.loadscopereorder = False  # the order of `pytest_collection_modifyitems`
+    return HeavyFirst(config, log)
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker(HEAVY):
+            item.add_marker(pytest.mark.xdist_group(HEAVY))
+    items.sort(key=lambda item: item.get_closest_marker(HEAVY) is None)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """One line per reason, however many tests were skipped for it."""
+    reasons: dict[str, int] = {}
+    for report in terminalreporter.stats.get("skipped", []):
+        _, _, reason = report.longrepr
+        reason = reason.removeprefix("Skipped: ")
+        reasons[reason] = reasons.get(reason, 0) + 1
+    if reasons:
+        terminalreporter.section("skipped")
+    for reason, count in sorted(reasons.items()):
+        terminalreporter.line(f"{count:4}  {reason}")
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[RayCluster]:
+    """The one cluster of all tests that do not need one of their own; this process has joined it."""
+    with running_cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A random model of 0.2M parameters with a tokenizer of bytes, as a Hugging Face folder. Do not write into it."""
+    from tests.rl.tiny import byte_tokenizer, save, tiny_model
+
+    folder: Path = tmp_path_factory.mktemp("model")
+    tokenizer = byte_tokenizer()
+    tokenizer.save_pretrained(folder)
+    return save(tiny_model(vocabulary=len(tokenizer)), folder)

@@ -1,0 +1,33 @@
+"""A Ray cluster for tests: a head with a job server and a second node, the only one that offers sandboxes."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+SANDBOXES = 8
+"""Offered by the second node, at the same time."""
+
+
+@dataclass(frozen=True)
+class RayCluster:
+    address: str
+    """HOST:PORT, as `RAY_ADDRESS` and a recipe's `cluster` take it."""
+    job_server: str
+    """http://HOST:PORT, as `ray job submit --address` and a sweep's `cluster` take it."""
+
+
+@contextmanager
+def running_cluster() -> Iterator[RayCluster]:
+    """The cluster, joined by this process."""
+    import ray  # heavy: most tests need none of it
+
+    from sandboxrl.rl.cluster.hosts import RESOURCE
+    from sandboxrl.rl.cluster.jobs import own_cluster
+
+    with own_cluster() as cluster:
+        cluster.add_node(num_cpus=8, resources={RESOURCE: SANDBOXES}, dashboard_agent_listen_port=0)
+        ray.init(address=cluster.address, log_to_driver=False)
+        try:
+            yield RayCluster(cluster.address, f"http://{cluster.webui_url}")
+        finally:
+            ray.shutdown()
