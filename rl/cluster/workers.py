@@ -84,11 +84,7 @@ class RayWorkers:
     async def start(self) -> None:
         check_runs_here(self._recipe.engine_of_run)
         count = self._recipe.num_workers
-<<<<<<< HEAD
-        self._handles, self._load = [self._spawn(worker) for worker in range(count)], [0] * count
-=======
-        self.take([self._spawn() for _ in range(count)])
->>>>>>> 434e619 (Tests share what is slow to start and look at nothing private: one Ray cluster, one model folder, kept backends)
+        self.take([self._spawn(worker) for worker in range(count)])
         with self._log.progress.stage("engines and sandboxes"):
             await self._start(self._handles)
         seconds = [self._where[handle]["seconds"] for handle in self._handles]

@@ -26,12 +26,6 @@ ROOT = Path(__file__).resolve().parents[3]
 TASK = Task(id="t", source="s", question="?", gold="1", reward="exact")
 
 
-<<<<<<< HEAD
-def workers_in(folder: Path) -> RayWorkers:
-    recipe = load_recipe(ROOT / "recipes/tiny.yaml", [f"out={folder}", "name=run"])
-    log = Log(recipe, 0, token_text=str)
-    return RayWorkers(recipe, "", log, Watch(WatchConfig(), folder, log.say), Placement(recipe, gpus=False))
-=======
 @pytest.fixture
 def log(tmp_path: Path) -> Log:
     return Log(recipe_in(tmp_path), 0, token_text=str)
@@ -39,12 +33,12 @@ def log(tmp_path: Path) -> Log:
 
 @pytest.fixture
 def workers(tmp_path: Path, log: Log) -> RayWorkers:
-    return RayWorkers(recipe_in(tmp_path), "", log, Watch(WatchConfig(), tmp_path, log.say))
+    recipe = recipe_in(tmp_path)
+    return RayWorkers(recipe, "", log, Watch(WatchConfig(), tmp_path, log.say), Placement(recipe, gpus=False))
 
 
 def recipe_in(folder: Path) -> Recipe:
     return load_recipe(ROOT / "recipes/tiny.yaml", [f"out={folder}", "name=run"])
->>>>>>> 434e619 (Tests share what is slow to start and look at nothing private: one Ray cluster, one model folder, kept backends)
 
 
 class Remote:
@@ -137,16 +131,10 @@ def test_workers_that_never_started_or_never_stop_are_not_waited_for(
         async def stop(self) -> None:
             await asyncio.sleep(3600)
 
-<<<<<<< HEAD
-    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, configure_logging=False)
-    try:
-        workers = workers_in(tmp_path)
-        workers.stop_timeout_s = 1.0
-        actor = ray.remote(Stuck)
-        workers._handles = [actor.options(num_cpus=0).remote(), actor.options(num_cpus=1000).remote()]
-        asyncio.run(asyncio.wait_for(workers.stop(), 20))
-    finally:
-        ray.shutdown()
+    workers.stop_timeout_s = 1.0
+    actor = ray.remote(Stuck)
+    workers.take([actor.options(num_cpus=0).remote(), actor.options(num_cpus=1000).remote()])
+    asyncio.run(asyncio.wait_for(workers.stop(), 20))
 
 
 class Sleeper:
@@ -164,12 +152,12 @@ class Sleeper:
         self._log.append(f"{self._name} {part}")
 
 
-def test_all_sleep_before_the_learner_works_and_a_fresh_one_waits(tmp_path: Path) -> None:
+def test_all_sleep_before_the_learner_works_and_a_fresh_one_waits(workers: RayWorkers, log: Log) -> None:
     """Whoever is starting is waited for; whoever would start waits until there is memory again."""
-    workers, order = workers_in(tmp_path), []
+    order: list[str] = []
 
     async def work() -> list[str]:
-        workers._handles = [Sleeper("a", order)]
+        workers.take([Sleeper("a", order)])
 
         async def starting() -> None:
             async with workers._replacing[0]:
@@ -193,10 +181,4 @@ def test_all_sleep_before_the_learner_works_and_a_fresh_one_waits(tmp_path: Path
         return order
 
     assert asyncio.run(work()) == ["b starts", "b sleeps", "b weights", "b kv_cache"]
-    assert "engines sleep: 100 bytes given back" in (tmp_path / "run" / "log.txt").read_text()
-=======
-    workers.stop_timeout_s = 1.0
-    actor = ray.remote(Stuck)
-    workers.take([actor.options(num_cpus=0).remote(), actor.options(num_cpus=1000).remote()])
-    asyncio.run(asyncio.wait_for(workers.stop(), 20))
->>>>>>> 434e619 (Tests share what is slow to start and look at nothing private: one Ray cluster, one model folder, kept backends)
+    assert "engines sleep: 100 bytes given back" in (log.dir / "log.txt").read_text()
