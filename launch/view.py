@@ -6,6 +6,8 @@ import zipfile
 from pathlib import Path
 
 from sandboxrl.data.errors import InputError
+from sandboxrl.data.files import write_jsonl
+from sandboxrl.rl.reports.interchange import is_published_run, load_published_run
 from sandboxrl.rl.reports.pages.bundle import MAX_PAGE_MB
 from sandboxrl.rl.reports.pages.comparison import RESULTS, RUN_FILES, compare_page, is_run, is_sweep, sweep_page
 from sandboxrl.rl.reports.pages.page import ASSETS, write_page
@@ -73,6 +75,12 @@ def _page(shown: list[Path], max_mb: float) -> tuple[str, Path]:
         return report_page(place, max_mb), place / "report.html"
     if is_sweep(place):
         return sweep_page(place, max_mb), place / "sweep.html"
+    if is_published_run(place):
+        with tempfile.TemporaryDirectory() as folder:
+            rows = Path(folder) / place.resolve().name / RESULTS
+            rows.parent.mkdir()
+            write_jsonl(rows, [one.to_dict() for one in load_published_run(place)])
+            return view_trajectories([rows], max_mb), place / "view.html"
     results = place / RESULTS
     files = [results] if results.is_file() else sorted(place.glob("*.jsonl"))
     if not files:

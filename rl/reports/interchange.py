@@ -92,7 +92,13 @@ def _trajectory(file: Path, name: str, row: Any, mode: str) -> Trajectory:
         score=None if stop.machine_fault else reward,
         reward=None if stop.machine_fault else reward * stop.complete,
         error="its run raised an error" if stop.machine_fault else "",
-        metadata={"benchmark": benchmark, "repeat": repeat, "harness": "llm-in-sandbox"},
+        metadata={
+            "benchmark": benchmark,
+            "repeat": repeat,
+            "harness": "llm-in-sandbox",
+            "question": str(row.get("problem_statement") or ""),
+            "gold": str(row.get("ground_truth") or ""),
+        },
     )
 
 

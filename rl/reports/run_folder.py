@@ -12,7 +12,7 @@ import math
 import statistics
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,12 +20,12 @@ from omegaconf import OmegaConf
 
 from sandboxrl.data.files import read_jsonl, write_jsonl, write_whole
 from sandboxrl.data.task import Task
-from sandboxrl.envs.trajectory import Group, StopReason, Trajectory
+from sandboxrl.envs.trajectory import Group, Trajectory
 from sandboxrl.rl.config import Recipe
 from sandboxrl.rl.learner.batch import Batch
-from sandboxrl.rl.reports.analysis import capability_use
 from sandboxrl.rl.reports.events import Journal
 from sandboxrl.rl.reports.live import LiveReport
+from sandboxrl.rl.reports.metrics import by_source, lost_correlation, summarise
 from sandboxrl.rl.reports.progress import Progress, opened
 from sandboxrl.rl.reports.trackers import MAX_COMPLETIONS, completion, follow
 
@@ -34,8 +34,8 @@ TokenText = Callable[[int], str]
 
 PHASES = {"time/rollout_s": "learning", "time/learn_s": "new weights to the engines", "time/sync_s": "saving"}
 """What goes on in a step after the phase that is timed so."""
-GROUPS_CORRELATED, GROUPS_NEEDED = 256, 32
-"""Over how many groups, at most and at least, losses to the machine are compared with rewards."""
+GROUPS_CORRELATED = 256
+"""Over how many groups, at most, losses to the machine are compared with rewards."""
 
 
 class Clock:
@@ -152,7 +152,7 @@ class Log:
             "step": step,
             **summarise(trajectories),
             **by_source(trajectories, self.lost_by_source),
-            **_lost_correlation(self.losses),
+            **lost_correlation(self.losses),
             "groups/informative": batch.num_informative / len(groups),
             "groups/replaced": self.step_counts["groups_replaced"],
             "groups/too_old": self.step_counts["groups_too_old"],
@@ -340,69 +340,6 @@ class Log:
     def _reward(self, first: bool) -> float | None:
         rewards = [row["reward/mean"] for row in self.rows if "reward/mean" in row]
         return (rewards[0] if first else rewards[-1]) if rewards else None
-
-
-def summarise(trajectories: Sequence[Trajectory]) -> dict[str, float]:
-    """Means over trajectories that the machine did not lose; stop reasons as fractions."""
-    rewards = [t.reward for t in trajectories if t.reward is not None]
-    num = len(trajectories)
-    stops = Counter(t.stop for t in trajectories)
-    usage = capability_use(trajectories)
-    return {
-        "reward/mean": statistics.fmean(rewards),
-        "reward/std": statistics.pstdev(rewards),
-        "score/mean": statistics.fmean(t.score for t in trajectories if t.score is not None),
-        **{f"stop/{reason}": stops[reason] / num for reason in StopReason if stops[reason]},
-        **{f"stop/sandbox_ended/{source}": share for source, share in _ended_by_source(trajectories).items()},
-        "entropy/sampled": sampling_entropy(trajectories),
-        "turns/mean": statistics.fmean(len(t.turns) for t in trajectories),
-        "calls/malformed": _share(call.error != "" for t in trajectories for turn in t.turns for call in turn.calls),
-        "tokens/prompt": statistics.fmean(t.num_prompt for t in trajectories),
-        "tokens/sampled": statistics.fmean(t.num_sampled for t in trajectories),
-        "tokens/environment": statistics.fmean(t.num_environment for t in trajectories),
-        "time/environment_share": sum(t.tool_s for t in trajectories) / max(sum(t.wall_s for t in trajectories), 1e-9),
-        **{f"usage/{name}": rate for name, rate in usage.items()},
-    }
-
-
-def by_source(trajectories: Sequence[Trajectory], lost: Mapping[str, int]) -> dict[str, float]:
-    """Of each source: its mean reward, and the share of attempts at a trajectory that the machine lost. A policy that
-    learns to break its sandbox shows in the second."""
-    found: dict[str, float] = {}
-    for source in sorted({t.source for t in trajectories} | set(lost)):
-        rewards = [t.reward for t in trajectories if t.source == source and t.reward is not None]
-        if rewards:
-            found[f"source/{source}/reward"] = statistics.fmean(rewards)
-        found[f"source/{source}/lost"] = lost.get(source, 0) / (lost.get(source, 0) + len(rewards))
-    return found
-
-
-def _lost_correlation(losses: Sequence[tuple[int, float]]) -> dict[str, float]:
-    """Of losses to the machine and mean reward, over groups; nothing where there are too few, or one never varies."""
-    try:
-        if len(losses) >= GROUPS_NEEDED:
-            return {"lost/reward_correlation": statistics.correlation(*zip(*losses, strict=True))}
-    except statistics.StatisticsError:
-        pass  # one of them is constant
-    return {}
-
-
-def sampling_entropy(trajectories: Iterable[Trajectory]) -> float:
-    """Nats a token: the mean of -log p over sampled tokens, which estimates the entropy of what they are drawn from."""
-    logprobs = [t.tokens.logprobs[t.tokens.mask == 1] for t in trajectories if t.tokens]
-    sampled = sum(len(one) for one in logprobs)
-    return -sum(float(one.sum(dtype=np.float64)) for one in logprobs) / sampled if sampled else 0.0
-
-
-def _ended_by_source(trajectories: Sequence[Trajectory]) -> dict[str, float]:
-    """Of each source in which the policy ended sandboxes: the share of its trajectories."""
-    ended = Counter(t.source for t in trajectories if t.stop is StopReason.SANDBOX_ENDED)
-    return {source: count / sum(t.source == source for t in trajectories) for source, count in ended.items()}
-
-
-def _share(flags: Iterable[bool]) -> float:
-    values = list(flags)
-    return sum(values) / len(values) if values else 0.0
 
 
 def _wanted(recipe: Recipe) -> dict[str, dict[str, Any]]:

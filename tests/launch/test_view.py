@@ -10,7 +10,8 @@ import pytest
 
 from sandboxrl.envs.trajectory import StopReason, Trajectory, Turn
 from sandboxrl.launch.__main__ import main
-from tests.rl.reports.pages.reading import texts
+from tests.rl.reports.pages.reading import column, texts
+from tests.rl.reports.test_analysis import STEP, SUBMIT, row
 
 ROW = Trajectory("t1", "aime25", "llm", StopReason.ANSWERED, (Turn("It is 4."),), answer="4", score=1.0, reward=1.0)
 
@@ -43,6 +44,32 @@ def test_a_file_of_trajectories_gives_the_viewer_beside_it(tmp_path: Path, line:
     path.write_text(line)
     assert main(["view", str(path)]) == 0
     assert path.with_suffix(".html").is_file()
+
+
+def test_a_run_of_the_published_harness_is_shown(tmp_path: Path) -> None:
+    told = row(1.0, [STEP, SUBMIT]) | {"problem_statement": "What is 2 + 2?", "ground_truth": "4"}
+    (tmp_path / "trajectory.json").write_text(json.dumps({"aime25_7_00": told}))
+    assert main(["view", str(tmp_path)]) == 0
+    (said,) = texts((tmp_path / "view.html").read_text()).values()
+    assert (said["question"], said["gold"]) == ("What is 2 + 2?", "4")
+
+
+def test_several_places_are_compared_here(
+    tmp_path: Path, line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.jsonl").write_text(line)
+    monkeypatch.chdir(tmp_path)
+    assert main(["view", "a", "b"]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "compare.html")
+    assert column((tmp_path / "compare.html").read_text(), "run") == ["a", "b"]
+
+
+@pytest.mark.parametrize("words", [[], ["--example", "runs"], ["--max-mb", "0", "runs"], ["--max-mb", "nan", "runs"]])
+def test_what_has_no_meaning_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["view", *words]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 @pytest.mark.parametrize(

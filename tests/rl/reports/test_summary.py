@@ -1,7 +1,7 @@
 """The metrics of a step: what they say about how its trajectories ended."""
 
 from sandboxrl.envs.trajectory import StopReason, Trajectory
-from sandboxrl.rl.reports.run_folder import summarise
+from sandboxrl.rl.reports.metrics import summarise
 
 
 def test_sandboxes_that_the_policy_ended_are_counted_by_source():

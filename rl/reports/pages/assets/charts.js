@@ -1,6 +1,6 @@
 // Curves over steps. A chart names what it shows and says its values to a reader who does not point: focus it, use arrows.
 
-const STOPS = { finished: 2, answered: 0, max_turns: 5, max_tokens: 1, timeout: 4, sandbox_lost: 3, engine_lost: 6, grader_failed: 6, cancelled: 6 };
+const STOPS = { finished: 2, answered: 0, max_turns: 5, max_tokens: 1, timeout: 4, sandbox_ended: 3, sandbox_lost: 6, engine_lost: 6, grader_failed: 6, cancelled: 6 };
 const HEIGHT = 160, LEFT = 46, RIGHT = 10, TOP = 8, BOTTOM = 24;
 
 /** All runs of the page over the same steps: `steps`, and of each run its values of a key, null where it has none. */
@@ -22,16 +22,19 @@ function chartSpecs() {
   const used = key => curves.runs.some(run => run.series[key] && run.series[key].some(Boolean));
   const under = (prefix, suffix) => keys.filter(key => key.startsWith(prefix) && key.endsWith(suffix));
   const stops = Object.keys(STOPS).map(stop => `stop/${stop}`).filter(used);
-  const other = under("stop/", "").filter(key => !stops.includes(key) && used(key));
+  const other = under("stop/", "").filter(key => !stops.includes(key) && used(key) && key.split("/").length === 2);
   const evaluations = under("eval/", "/score");
+  const sources = under("source/", "/reward");
   const setOf = key => key.slice("eval/".length, -"/score".length);
   const wanted = curves.single ? [
     { title: "Training reward", keys: ["reward/mean"], from: 0, to: 1, smooth: true },
     { title: "Evaluation score", keys: evaluations, label: setOf, from: 0, to: 1, dots: true },
+    { title: "Reward by source", keys: sources.length > 1 ? sources : [], label: key => key.slice("source/".length, -"/reward".length), from: 0, to: 1 },
     { title: "Informative groups", keys: ["groups/informative"], from: 0, to: 1, smooth: true, format: percent },
     { title: "How trajectories end", keys: [...stops, ...other], stack: true, to: 1, format: percent, colour: key => STOPS[key.slice(5)] ?? 6 },
     { title: "Tokens per trajectory", keys: ["tokens/sampled", "tokens/environment"], stack: true },
     { title: "Log-prob gap, engine to learner", keys: ["mismatch/logprob_max"], log: true, bound: 1e-3 },
+    { title: "Sampling entropy, nats per token", keys: ["entropy/sampled"], from: 0, smooth: true },
     { title: "Seconds per step", keys: ["time/rollout_s", "time/learn_s", "time/sync_s"], stack: true, over: "time/step_s" },
     { title: "What the computer is used for", keys: ["usage/external", "usage/files", "usage/computation"], from: 0, format: percent },
   ] : [
