@@ -1,6 +1,5 @@
 """`report.html` while a run goes on: written by a process of the lowest priority, for a tenth of the time at most."""
 
-import os
 import subprocess
 import sys
 import time
@@ -41,10 +40,14 @@ class LiveReport:
             return failure
         self._started = now
         command = [sys.executable, "-m", "sandboxrl.rl.reports.pages.run", str(self._dir)]
-        with (self._dir / "report.log").open("wb") as log:
-            self._child = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=_modest, start_new_session=True
-            )
+        try:
+            with (self._dir / "report.log").open("wb") as log:
+                self._child = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                )
+        except OSError as error:  # a full disk, too many processes: nothing that should end a run
+            self._due = now + self._at_least_s
+            return str(error)
         return failure
 
     def close(self) -> None:
@@ -57,7 +60,3 @@ class LiveReport:
 
     def _last_line(self) -> str:
         return (self._dir / "report.log").read_text(errors="replace").strip().rpartition("\n")[2][-300:]
-
-
-def _modest() -> None:
-    os.nice(19)

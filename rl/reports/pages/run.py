@@ -1,5 +1,6 @@
 """The page of one training run (`report.html`), complete or not, and the page of any trajectory files."""
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,5 +64,6 @@ def view_trajectories(paths: Sequence[Path], max_mb: float = MAX_PAGE_MB) -> str
     return page(content, made)
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # see rl/reports/live.py
+    os.nice(19)
     write_report(Path(sys.argv[1]))

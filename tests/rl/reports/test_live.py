@@ -72,3 +72,8 @@ def test_the_end_of_a_run_ends_its_report(run: Path) -> None:
     live.close()
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+def test_a_report_that_cannot_even_start_is_one_line(run: Path) -> None:
+    (run / "report.log").mkdir()
+    assert "report.log" in LiveReport(run).renew()
