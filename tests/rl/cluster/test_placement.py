@@ -87,7 +87,7 @@ def exported(run: Path) -> dict:
 
 
 @pytest.mark.heavy
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_in_turns_on_the_same_gpus_gives_the_weights_of_gpus_of_their_own(tmp_path):
     """Without a GPU: engine and learner take the same turns, and the KV cache is given back and taken again."""
     apart, split = trained(tmp_path, "split", "max_staleness=0")
@@ -105,7 +105,7 @@ def test_in_turns_on_the_same_gpus_gives_the_weights_of_gpus_of_their_own(tmp_pa
 
 
 @pytest.mark.heavy
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_in_turns_while_the_next_groups_are_frozen(tmp_path):
     """At staleness 1 there are always requests in flight when the engine falls asleep. They go on afterwards, and the
     log-probabilities of tokens drawn before and after are the learner's."""
