@@ -62,7 +62,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _gigabytes(word: str) -> float:
-    value = float(word)
+    try:
+        value = float(word)
+    except ValueError:
+        value = 0.0
     if not 1 <= value <= 10_000:
         raise argparse.ArgumentTypeError(f"{word}: a GPU's memory in GB, for example 80")
     return value
