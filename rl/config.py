@@ -222,6 +222,11 @@ class Recipe:
                 f"placement: together needs num_workers x engine.tensor_parallel_size ({engine_gpus}) to be "
                 f"learner.world_size ({self.learner.world_size})"
             )
+        for part in ("engine", "learner"):
+            if self.placement == "together" and getattr(self, part).nodes:
+                raise InputError(
+                    f"{part}.nodes: has no effect with placement: together, which binds both to their GPUs"
+                )
         _ = self.engine_of_run  # raises where a knob of the engine does not go with the placement
         if self.limits.max_tokens > self.engine.max_model_len:
             raise InputError(

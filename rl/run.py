@@ -27,6 +27,7 @@ from sandboxrl.rl import trainer
 from sandboxrl.rl.cluster.connect import check_reachable, connect
 from sandboxrl.rl.cluster.learners import RayLearners
 from sandboxrl.rl.cluster.placement import Placement
+from sandboxrl.rl.cluster.places import check_cluster, check_weights_arrive
 from sandboxrl.rl.cluster.workers import RayWorkers
 from sandboxrl.rl.config import Recipe, save_recipe
 from sandboxrl.rl.continuing import RECIPE, SUMMARY, Changes, held, is_finished
@@ -221,6 +222,7 @@ async def train_run(recipe: Recipe, inputs: Inputs, progress: Progress, changes:
     try:
         with progress.stage("cluster"):
             connect(recipe.cluster)
+            check_cluster(recipe, ray.cluster_resources())
         watch = Watch(recipe.watch, recipe.run_dir, log.say)
         watch.looks.append(log.look)
         placement = await Placement.reserve(recipe, not on_cpu(), watch)
@@ -231,6 +233,7 @@ async def train_run(recipe: Recipe, inputs: Inputs, progress: Progress, changes:
         try:
             with watch.on_signal():
                 await _start(workers, learners, step, checkpoints.folder(step), together)
+                check_weights_arrive(recipe, workers.nodes(), learners.node())
                 stopped = await _train_to_the_end(recipe, inputs, workers, learners, log)
             status = f"stopped: {stopped}" if stopped else "finished"
         finally:

@@ -125,6 +125,10 @@ class RayLearners:
             await self._all(loading, f"reading {checkpoint}", self._watch.config.save_s)
         self._version = version
 
+    def node(self) -> str:
+        """The Ray node of rank 0, which publishes the weights."""
+        return str(self._where[0]["node"])
+
     async def restart(self, version: int, checkpoint: str = "") -> None:
         """Put fresh ranks in the place of all that are there."""
         async with self._busy:

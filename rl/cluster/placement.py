@@ -18,6 +18,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from sandboxrl.rl.cluster.places import on_nodes
 from sandboxrl.rl.config import Recipe
 from sandboxrl.rl.engine.config import worker_environment
 from sandboxrl.rl.trainer import RunFailed
@@ -58,6 +59,7 @@ class Placement:
     def of_rank(self, rank: int) -> dict[str, Any]:
         on_gpu = int(self.gpus and self.recipe.learner.device != "cpu")
         options: dict[str, Any] = {"num_cpus": on_gpu, "num_gpus": on_gpu}
+        options["resources"] = on_nodes(self.recipe.learner.nodes)
         if self.group is not None:
             options["scheduling_strategy"] = _in(self.group, rank // self.recipe.engine.tensor_parallel_size)
         return options | {"runtime_env": {"env_vars": self.rank_environment()}}
@@ -74,7 +76,12 @@ class Placement:
         environment = worker_environment(self.recipe.engine_of_run)
         if self.group is None:
             gpus = self.recipe.engine.tensor_parallel_size if self.gpus else 0
-            return {"num_cpus": int(self.gpus), "num_gpus": gpus, "runtime_env": {"env_vars": environment}}
+            return {
+                "num_cpus": int(self.gpus),
+                "num_gpus": gpus,
+                "resources": on_nodes(self.recipe.engine.nodes),
+                "runtime_env": {"env_vars": environment},
+            }
         environment |= {
             "CUDA_VISIBLE_DEVICES": ",".join(map(str, self.devices[worker])),
             "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray hides all GPUs from an actor that reserves none

@@ -150,6 +150,10 @@ class RayWorkers:
             answers = [error] * len(handles)
         return dict(zip(handles, answers, strict=True))
 
+    def nodes(self) -> list[str]:
+        """The Ray node of each worker."""
+        return [str(self._where[handle]["node"]) for handle in self._handles]
+
     async def sample_group(self, task: Task, index: int, size: int) -> Group:
         """The trajectories of one task. What the machine loses is sampled again, `retries` times."""
         worker = self._least_loaded(size)

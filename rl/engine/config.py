@@ -27,6 +27,7 @@ class EngineConfig:
         {
             "max_model_len", "max_num_seqs", "kv_cache_bytes", "gpu_memory_utilization", "tensor_parallel_size",
             "enforce_eager", "prefix_caching", "threads", "weight_backend", "max_num_batched_tokens", "sleeps",
+            "nodes",
         }
     )  # fmt: skip
     """Keys that may change when a run goes on; the others are the experiment (`sandboxrl.rl.config`)."""
@@ -58,6 +59,8 @@ class EngineConfig:
     """Threads of one engine on CPU. More than one slows everything down as soon as other processes are busy."""
     seed: int = 0
     """Of requests without a seed of their own."""
+    nodes: str = ""
+    """Only on Ray nodes that offer this custom resource; empty: anywhere."""
     weight_backend: str = "auto"
     """How new weights come: `shm` (CPU, one machine), `tcp` (CPU, any machine), `nccl` (GPUs of their own), `ipc` (the
     learner's GPU); `auto`: shm or nccl."""

@@ -15,13 +15,15 @@ SCHEDULES = ("constant", "linear", "cosine")
 class LearnerConfig:
     CARRIED_OUT: ClassVar = frozenset(
         {
-            "world_size", "device", "max_tokens_per_row", "logprob_chunk", "gradient_checkpointing", "threads",
+            "world_size", "nodes", "device", "max_tokens_per_row", "logprob_chunk", "gradient_checkpointing", "threads",
             "timeout_s", "attention_crossover", "offload",
         }
     )  # fmt: skip
     """Keys that may change when a run goes on; the others are the experiment (`sandboxrl.rl.config`)."""
     world_size: int = 1
     """Learner processes over which parameters, gradients and optimizer state are sharded; one GPU each on GPUs."""
+    nodes: str = ""
+    """Only on Ray nodes that offer this custom resource; empty: anywhere."""
     device: str = "auto"
     """auto (cuda if there is one) | cpu | cuda."""
     dtype: str = "auto"
