@@ -82,7 +82,7 @@ def _from_code(text: str) -> str:
     text = re.sub(r"(?<![\\a-zA-Z])(?:oo|inf|infinity)(?![a-zA-Z])", r"\\infty ", text)
     text = re.sub(rf"(?<![\\a-zA-Z])({_LATEX_NAMES})(?![a-zA-Z])", r"\\\1 ", text)
     text = re.sub(r"(?<![\\a-zA-Z])sqrt\s*(\d+|[a-z])(?![\w(])", r"\\sqrt{\1}", text)
-    text = re.sub(r"\^\s*(-?\d{2,}|-\w)", r"^{\1}", text)
+    text = re.sub(r"\^\s*(-?\d*\.\d+|-?\d{2,}|-\w)", r"^{\1}", text)
     for opening, closed in (("sqrt", r"\sqrt{{{}}}"), ("exp", "e^{{{}}}"), ("^", "^{{{}}}")):
         text = _bracketed(text, opening, closed)
     return text
@@ -106,8 +106,8 @@ def _bracketed(text: str, name: str, form: str) -> str:
 
 def squeezed(expression: str) -> str:
     """A tidy expression without the white space and braces that mean nothing."""
-    text = re.sub(r"([\^_])\{(\w)\}", r"\1\2", re.sub(r"\s+", " ", expression))
-    return re.sub(r"(?<![a-zA-Z]) | (?![a-zA-Z])", "", text)
+    text = re.sub(r"([\^_])\{([\w*'+-])\}", r"\1\2", re.sub(r"\s+", " ", expression))
+    return re.sub(r"(?<![a-zA-Z0-9]) | (?![a-zA-Z0-9])|(?<=\d) (?=[a-zA-Z])", "", text)
 
 
 def whole_text(expression: str) -> str | None:

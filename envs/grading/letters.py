@@ -43,7 +43,7 @@ _CLAUSE_END = re.compile(
 _SAID = r"\bi(?: would|'d|\u2019d| will|'ll)? (?:choose|pick|select|go with|answer|say)\b[\s:]*"
 _VERDICT = (
     r"(?:^|(?<=[.!?;,\n])|\b(?:so|therefore|thus|hence|that|clearly))\s{0,3}"
-    r"(?:the )?(?:option|choice|answer|letter)?\s*"
+    r"(?i:the )?(?i:option|choice|answer|letter)?\s*"
     r"[*(]*([{letters}])[)*]*\s+is\s+(?:the\s+)?(?:only\s+|most\s+likely\s+|one\s+)?(?:correct|right|best|answer)\b"
 )
 

@@ -43,6 +43,12 @@ _CLAUSE_END = re.compile(
 _BETWEEN_BOXES = re.compile(
     r"[\s$.)\\]*(?:,|\band\b|\bor\b|\\text\s*\{\s*(?:and|or)\s*\})+[\s$(\\]*(?:[a-zA-Z]\s*=\s*)?"
 )
+_NAMED = re.compile(r"(?:\\[a-zA-Z]+|[a-zA-Z])(?:_\{?\w+\}?)?\s*(?:\([\w,\s]*\))?\s*=")
+_PAIR = re.compile(r"[(\[][^()\[\]]*,[^()\[\]]*[)\]]")
+_SET = re.compile(r"^\\\{|\bor\b")
+"""What has an order, and what has none."""
+_BASE = re.compile(r"\d\s*_\s*\{?\s*(\w+)")
+"""The base of a numeral, `43_5`."""
 _RANGE = re.compile(r"\\ldots(?![a-zA-Z])|\b(?:to|through)\b")
 _INTERVAL = re.compile(r"[(\[\]].*,.*[)\]\[]|.*\\(?:cup|infty|in|setminus|mathbb)(?![a-zA-Z]).*|\\\{.*", re.DOTALL)
 PATIENCE = 10.0
@@ -176,6 +182,12 @@ def _differ(gold: str, said: str) -> bool:
     if bool(relations[0]) != bool(relations[1]) and not _INTERVAL.fullmatch(said if relations[0] else gold):
         return True
     if [r"\ne" in found for found in relations] in ([True, False], [False, True]):
+        return True
+    if "=" in gold and "=" not in said and not _NAMED.match(gold) and not relations[1]:
+        return True  # AB = BA is not AB; y = 2x + 1 may be answered by its right side
+    if _BASE.findall(gold) != _BASE.findall(said):
+        return True
+    if any(_PAIR.fullmatch(a) and _SET.search(b) for a, b in ((gold, said), (said, gold))):
         return True
     if any(RELATIONS.match(text) for text in (gold, said)):
         return True  # "> 34" is no value; the same text was found equal before

@@ -23,7 +23,7 @@ _PHRASE = re.compile(
     r"\b(?:answers?|choices?|options?)[\"']?\s*(?:(?:is|are|(?:should|must|would)\s+be)\b\s*:?|:|=)\s*", re.IGNORECASE
 )
 _LINE_PHRASE = re.compile(
-    r"(?im)^[^\w\n]{0,9}(?:(?:the|my) )?(?:final )?answer(?:(?: is)?[^\w\n:]{0,9}:[*\s]*|[ \t]+is\b[*\s]*)"
+    r"(?im)^[^\w\n]{0,9}(?:(?:the|my) )?(?:final )?answer(?:(?: is)?[^\w\n:]{0,9}:\s*|[ \t]+is\b\s*)"
 )
 _RECONSIDERS = re.compile(
     r"\b(?:but|wait|however|actually|hmm+|let me|let's|check|verify|maybe|alternatively|hold on|suppose|no)\b", re.I
@@ -73,7 +73,14 @@ def phrases(text: str) -> Iterator[Span]:
 def line_from(text: str, start: int) -> str:
     """What stands from `start` to the end of its line."""
     end = text.find("\n", start)
-    return text[start : end if end >= 0 else len(text)].strip()
+    return _closed(text[start : end if end >= 0 else len(text)].strip())
+
+
+def _closed(text: str) -> str:
+    """A text without the one mark of bold that belongs to what stood before it: "**Answer: 42**", "**Answer:** 42"."""
+    if text.count("**") % 2 == 0:
+        return text
+    return text[2:].strip() if text.startswith("**") else re.sub(r"\*\*(\.?)$", r"\1", text).rstrip()
 
 
 def after_phrases(text: str) -> list[str]:
@@ -123,7 +130,7 @@ def free_text(task: Task, text: str) -> str:
 def spoken(text: str) -> str:
     """The same, of a text without reasoning."""
     found = list(_LINE_PHRASE.finditer(text))
-    return text[found[-1].end() :].strip() if found else text
+    return _closed(text[found[-1].end() :].strip()) if found else text
 
 
 def undressed(text: str) -> str:

@@ -1,0 +1,114 @@
+"""Every form of `forms.yaml`, as answer.txt and as a reply, and that the dress of an answer does not matter."""
+
+import logging
+from collections.abc import Iterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sandboxrl.data.task import Task
+from sandboxrl.envs.grading.formulas import squeezed, tidy
+from sandboxrl.envs.grading.mathematics import math_score
+from tests.envs.grading.scoring import extract, score
+
+logging.getLogger("math_verify").setLevel(logging.ERROR)
+GOLDS: list[dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("forms.yaml").read_text(encoding="utf-8"))
+
+
+def task_of(one: dict[str, Any]) -> Task:
+    options = tuple(one.get("options", ()))
+    return Task("t", "s", "q", one["gold"], one["kind"], options=options, metadata=one.get("metadata", {}))
+
+
+def forms() -> Iterator[tuple[Task, str, float]]:
+    for one in GOLDS:
+        task = task_of(one)
+        yield task, task.gold, 1.0
+        for form in one["right"]:
+            yield task, form, 1.0
+        for form in one["wrong"]:
+            said, value = form if isinstance(form, list) else (form, 0.0)
+            yield task, said, value
+
+
+FORMS = list(forms())
+
+
+@pytest.mark.parametrize(
+    ("task", "form", "verdict"), FORMS, ids=lambda one: getattr(one, "gold", None) or repr(one)[:40]
+)
+def test_a_form_gets_the_verdict_of_a_careful_person_in_both_modes(task: Task, form: str, verdict: float) -> None:
+    in_a_file, as_a_reply = score(task, form.strip()), score(task, extract(task, form + "<|im_end|>"))
+    assert (in_a_file, as_a_reply) == (pytest.approx(verdict), pytest.approx(verdict))
+    thought = f"<think>It may be \\boxed{{7}} or C. Answer: D</think>\n\n{form}"
+    assert score(task, extract(task, thought)) == pytest.approx(verdict)
+
+
+DRESSES = (
+    "{}", " {}\n", "**{}**", "`{}`", "{}.", "**{}**.", '"{}"', "Answer: {}", "**Answer:** {}", "The answer is {}.",
+    "The answer is **{}**.", "First, some words.\nAnswer: {}", "answer is: {}", "Final answer: {}",
+)  # fmt: skip
+BOXED = ("\\boxed{{{}}}", "$\\boxed{{{}}}$", "So we get \\boxed{{{}}} as required.", "\\(\\boxed{{{}}}\\)")
+words = st.sampled_from("amber river lamp of the old north gate ten Ada Vance map".split())
+numbers = st.integers(-(10**7), 10**7) | st.decimals(-1000, 1000, allow_nan=False, places=3)
+
+
+@settings(max_examples=200, deadline=None)
+@given(numbers, st.sampled_from(DRESSES + BOXED))
+def test_a_number_counts_in_every_dress(value: int | Decimal, dress: str) -> None:
+    task = Task("t", "s", "q", str(value), "number")
+    for spelling in {str(value), f"{value:,}"}:
+        assert both(task, dress.format(spelling)) == (1.0, 1.0), dress.format(spelling)
+    other = Task("t", "s", "q", str(value + 1), "number")
+    assert both(other, dress.format(value)) == (0.0, 0.0)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(words, min_size=2, max_size=4, unique=True), st.sampled_from(DRESSES), st.booleans())
+def test_words_count_in_every_dress_and_case(said: list[str], dress: str, upper: bool) -> None:
+    text = " ".join(said)
+    assert both(Task("t", "s", "q", text, "exact"), dress.format(text.upper() if upper else text)) == (1.0, 1.0)
+    options = (text, "copper sheep", "7 of 9", "not that")
+    assert both(Task("t", "s", "q", "A", "choice", options=options), dress.format(text)) == (1.0, 1.0)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(2, 10), st.data())
+def test_letters_count_in_every_dress(num: int, data: st.DataObject) -> None:
+    options = tuple(f"thing {i} of ten" for i in range(num))
+    gold = data.draw(st.sets(st.sampled_from("ABCDEFGHIJ"[:num]), min_size=1))
+    kind = "choice" if len(gold) == 1 else "choices"
+    task = Task("t", "s", "q", ", ".join(sorted(gold)), kind, options=options)
+    said = data.draw(st.sampled_from((", ", " and ", ",", "; "))).join(sorted(gold))
+    assert both(task, data.draw(st.sampled_from(DRESSES + BOXED)).format(said)) == (1.0, 1.0)
+
+
+def both(task: Task, form: str) -> tuple[float, float]:
+    return score(task, form), score(task, extract(task, form))
+
+
+def test_no_answer_of_another_problem_is_right_by_accident() -> None:
+    golds = [one["gold"] for one in GOLDS if one["kind"] == "math"]
+    golds += [f"{a}/{b}" for a in range(1, 8) for b in (7, 11, 13)] + [str(n) for n in range(100, 115)]
+    golds += [f"\\sqrt{{{n}}}" for n in (3, 5, 6, 7)] + ["x+1", "x-1", "(1,3)", "[1,2)", "2\\pi", "\\frac{\\pi}{3}"]
+    values = {squeezed(tidy(gold)): gold for gold in golds}
+    pairs = [(a, b) for a in values.values() for b in values.values() if a != b]
+    assert len(pairs) >= 2000
+    same = {("x=1 \\text{ or } x=2", "\\{1,2\\}"), ("\\{1,2\\}", "x=1 \\text{ or } x=2"), ("100", "100 m")}
+    wrong = [pair for pair in pairs if pair not in same and math_score(pair[0], f"\\boxed{{{pair[1]}}}")]
+    assert not wrong
+
+
+def test_there_are_enough_of_them() -> None:
+    assert len(FORMS) >= 400 and {task.reward for task, _, _ in FORMS} >= {
+        "choice",
+        "choices",
+        "number",
+        "exact",
+        "math",
+    }
