@@ -29,7 +29,9 @@ from sandboxrl.data.formats.names import ANSWER, QUESTION
 from sandboxrl.data.formats.published import printed_letters
 from sandboxrl.data.formats.swebench import swebench_gold
 from sandboxrl.data.hub import Origin
+from sandboxrl.data.plugin import is_own
 from sandboxrl.data.reading import Rejected, Row
+from sandboxrl.data.sources import SOURCES, load_source
 from sandboxrl.data.task import Task
 
 PUBLISHED = "daixuancheng/llm-in-sandbox-bench"
@@ -45,13 +47,13 @@ class Benchmark:
     name: str
     domain: str
     """Column of the paper's tables."""
-    config: str
+    config: str = ""
     """Config of the published set; empty: it is not in it."""
-    original: tuple[str, tuple[str, ...], str]
+    original: tuple[str, tuple[str, ...], str] = ("", (), "")
     """The original release: data set, configs, split."""
-    read: Callable[[str, Row, Path | None], Task]
-    """`read(where, row, documents)` -> Task. Raises InputError for a bad row."""
-    num_tasks: int
+    read: Callable[[str, Row, Path | None], Task] | None = None
+    """`read(where, row, documents)` -> Task. Raises InputError for a bad row. None: the set is a source of tasks."""
+    num_tasks: int = 0
     repeats: int = 1
     strata: int = 0
     """Rows of each value of `metadata["stratum"]`; 0: rows of the whole set."""
@@ -354,6 +356,7 @@ def load_benchmark(
     for where, row in _rows(name, origins, pins, rejected):
         num_rows += 1
         try:
+            assert one.read is not None
             task = one.read(where, row, root)
         except InputError as error:
             rejected.append(Rejected(where, one_line(error)))
@@ -371,6 +374,35 @@ def load_benchmark(
         "seed": seed,
         "limit": limit,
         "num_rows": num_rows,
+        "num_distinct": len(tasks),
+        "ids": [task.id for task in chosen],
+        "digest": digest(*(task.to_json() for task in chosen)),
+        "rejected": [str(row) for row in rejected],
+    }
+    return Selection(one, chosen, record)
+
+
+def load_set(name: str, path: str, seed: int, limit: int, commits: MutableMapping[str, str] | None = None) -> Selection:
+    """Any source of tasks, or file of tasks or rows, as a set to evaluate: `name` is one, or what `path` is called.
+    Raises InputError."""
+    spec = path or name
+    if not path and name not in SOURCES and not is_own(name) and not Path(name).exists():
+        known = nearest(name, [*BENCHMARKS, *SOURCES])
+        raise InputError(f"unknown benchmark {name!r}{known} (or a file of tasks or rows)")
+    rejected: list[Rejected] = []
+    pins: dict[str, str] = {}
+    tasks = load_source(spec, rejected, seed, pins if commits is None else commits)
+    title = name if path or name in SOURCES else Path(name.rpartition(":")[2] if is_own(name) else name).stem
+    one = Benchmark(title, title, num_tasks=len(tasks))
+    chosen = _limited(tasks, limit, f"{seed}:{title}")
+    _require_distinct_ids(one, chosen)
+    record = {
+        "benchmark": title,
+        "rows": spec,
+        "commits": pins if commits is None else {},
+        "seed": seed,
+        "limit": limit,
+        "num_rows": len(tasks) + len(rejected),
         "num_distinct": len(tasks),
         "ids": [task.id for task in chosen],
         "digest": digest(*(task.to_json() for task in chosen)),

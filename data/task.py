@@ -22,6 +22,11 @@ REWARDS = (
     "exact",  # equal after trimming and case folding
     "number",  # equal as a number
     "math",  # math-verify
+    "json",  # equal as JSON
+    "set",  # a set of texts, F1
+    "numbers",  # several numbers in any order, F1
+    "near",  # a number within a tolerance
+    "program",  # Python code that passes unit tests
     "tests",  # the repository's tests, run in the sandbox
     "judge_physics",  # a judge model compares with the reference solution
     "judge_equality",  # a judge model decides whether two answers are equal

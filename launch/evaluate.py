@@ -12,11 +12,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sandboxrl.data.benchmarks import BENCHMARKS, Selection, load_benchmark
+from sandboxrl.data.benchmarks import BENCHMARKS, Selection, load_benchmark, load_set
 from sandboxrl.data.errors import InputError, nearest, one_line
 from sandboxrl.data.files import write_whole
 from sandboxrl.data.prompt.arms import load_arm
-from sandboxrl.envs.grading.grader import Grader
+from sandboxrl.envs.grading.grader import Grader, GraderConfig
 from sandboxrl.envs.grading.judge import JudgeConfig, ModelJudge
 from sandboxrl.envs.policy.protocol import Sampling
 from sandboxrl.envs.rollout import Environment
@@ -68,7 +68,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     add("--policy", default="", metavar="FILE.py:NAME", help="your own agent instead of MODEL")
     add("--model", dest="model_name", default="", metavar="NAME", help="the server's name for the model")
-    add("--benchmarks", required=True, metavar="A,B", help=f"some of: {', '.join(BENCHMARKS)}")
+    add(
+        "--benchmarks",
+        required=True,
+        metavar="A,B",
+        help=f"{', '.join(BENCHMARKS)}, task sources, files",
+    )
     add("--mode", default="both", choices=MODES, help="with a computer, without, or both (default)")
     add("--out", required=True, type=Path, metavar="DIR", help="results; continued if it exists")
     add(
@@ -100,7 +105,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     chosen = check(args)
-    selections = select(args)
+    selections = select(args, chosen)
     folder = ResultFolder(args.out, identity(args, chosen))
     out = sys.stdout if args.progress == "json" else sys.stderr
     try:
@@ -140,7 +145,7 @@ def _is_key(word: str) -> bool:
     return re.match(r"[a-z_]+(\.[a-z_]+)*=", word) is not None
 
 
-def select(args: argparse.Namespace) -> list[Selection]:
+def select(args: argparse.Namespace, chosen: Chosen) -> list[Selection]:
     """The tasks of every benchmark asked for. Raises InputError."""
     names = [name.strip() for name in args.benchmarks.split(",") if name.strip()]
     paths = {}
@@ -156,13 +161,27 @@ def select(args: argparse.Namespace) -> list[Selection]:
         path, revision = paths.get(name, ""), ""
         if path.startswith(("@", "original@")):
             path, _, revision = path.partition("@")
-        found = load_benchmark(name, path, args.seed, args.limit, args.documents, revision, commits)
+        if name in BENCHMARKS:
+            found = load_benchmark(name, path, args.seed, args.limit, args.documents, revision, commits)
+        else:
+            found = in_modes(load_set(name, path, args.seed, args.limit, commits), chosen.settings.grader)
         if args.placement != "sandbox":
             found = replace(found, tasks=[replace(task, placement=args.placement) for task in found.tasks])
         if not set(MODES[args.mode]) & set(found.benchmark.modes):
             raise InputError(f"benchmark {name} has no {args.mode} mode")
+        if bad := found.record["rejected"]:
+            more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
+            print(f"{name}: {len(bad)} rows left out: {'; '.join(bad[:5])}{more}", file=sys.stderr)
         selections.append(found)
     return selections
+
+
+def in_modes(found: Selection, config: GraderConfig) -> Selection:
+    """A set of one's own with the modes in which all of its tasks can be graded. Raises InputError."""
+    grader = Grader(config)
+    every = [grader.kind(task).modes for task in found.tasks]
+    modes = tuple(mode for mode in found.benchmark.modes if all(mode in one for one in every))
+    return replace(found, benchmark=replace(found.benchmark, modes=modes))
 
 
 def _noted_commits(file: Path) -> dict[str, str]:
@@ -206,17 +225,19 @@ async def evaluate(
     for trial in todo:
         if trial.task.image and settings.sandbox.backend != "docker":
             raise InputError(f"benchmark {trial.benchmark}: its tasks bring their own images (sandbox.backend=docker)")
+    grading = Grader(settings.grader)
     longest = max(trial.max_tokens for trial in todo)
     async with AsyncExitStack() as stack:
         judge = await stack.enter_async_context(open_judge(args, folder.path)) if args.judge else None
-        grader = Grader(settings.grader, judge)
+        pool = None
+        kinds = [grading.kind(trial.task) for trial in todo]
+        if any(trial.mode == "sandbox" for trial in todo) or any(kind.needs == "sandbox" for kind in kinds):
+            pool = Pool(open_backend(settings.sandbox), settings.sandbox.warm, settings.sandbox.parallel_starts)
+            stack.push_async_callback(pool.close)
+        grader = Grader(settings.grader, judge, pool)
         stack.push_async_callback(grader.close)
         for trial in {(trial.benchmark, trial.task.id): trial for trial in todo}.values():
             await grader.check(trial.task)
-        pool = None
-        if any(trial.mode == "sandbox" for trial in todo):
-            pool = Pool(open_backend(settings.sandbox), settings.sandbox.warm, settings.sandbox.parallel_starts)
-            stack.push_async_callback(pool.close)
         engine = settings.engine
         if "engine.max_model_len" not in chosen.given:
             engine = replace(engine, max_model_len=longest)
@@ -225,7 +246,8 @@ async def evaluate(
         with progress.stage("model"):
             policies = await stack.enter_async_context(open_policies(spec, tasks))
         arm = load_arm(args.arm)
-        mode, tools = ("sandbox", tool_set(arm.tool_set)) if pool else ("llm", None)
+        computer = any(trial.mode == "sandbox" for trial in todo)
+        mode, tools = ("sandbox", tool_set(arm.tool_set)) if computer else ("llm", None)
         sample = Sampler(policies, Environment(arm, mode, settings.limits, tools, pool, grader), args.keep_tokens)
         await run_trials(todo, sample, folder, args.parallel, args.attempts, on_end=Counting(progress, len(todo)))
 

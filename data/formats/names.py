@@ -1,5 +1,6 @@
 """The names that people give to a question, its answer, its options and its context: the first that is there counts."""
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,6 +21,8 @@ _POSITIONS = frozenset(
     ("label", "correct_option", "correct_answer_id", "answer_idx", "answer_index", "gold_index", "cop", "gold")
 )
 """Names under which a whole number is the position of an option, counted from 0."""
+_WRITTEN = frozenset(("json", "set", "numbers", "program", "tests", "ifbench"))
+"""Kinds whose gold has a structure of its own and is taken as it is."""
 _NUMBERED = re.compile(r"(?:option|choice|answer|ending)_?(\d|[a-eA-E])|opa|opb|opc|opd")
 
 
@@ -81,8 +84,11 @@ def answers_of(row: Row, options: Sequence[str], labels: Sequence[str]) -> list[
     names = [name for name in ANSWER if not (options and name == "answers" and _is_position(row))]
     name = the_field(row, names)
     value = row[name]
-    if isinstance(value, str) and value.lstrip()[:1] in "[{" and name in ("answers", "answer"):
-        value = json_field(row, name) if _is_json(row, name) else value
+    if row.get("reward") in _WRITTEN:
+        return [value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)]
+    if isinstance(value, str) and value.lstrip()[:1] in "[{" and name in ("answers", "answer") and _is_json(row, name):
+        written = json_field(row, name)
+        value = written if isinstance(written, list) or "text" in written else value
     if isinstance(value, Mapping):  # SQuAD: {"text": [...], "answer_start": [...]}
         value = value.get("text", value.get("value"))
     listed = value if isinstance(value, list) else [value]

@@ -15,7 +15,7 @@ from sandboxrl.envs.grading.kinds import kind_of
 from sandboxrl.envs.grading.mathematics import compared
 from sandboxrl.envs.grading.own import own_kind
 from sandboxrl.envs.grading.processes import Workers
-from sandboxrl.envs.grading.protocol import Judge, Kind, Means
+from sandboxrl.envs.grading.protocol import Judge, Kind, Means, Sandboxes
 from sandboxrl.envs.grading.release_rules import RULES
 from sandboxrl.envs.sandbox.protocol import Sandbox
 
@@ -43,7 +43,10 @@ class GraderConfig:
 class Grader:
     """Grades answers, many at a time. Belongs to one event loop; close it at the end."""
 
-    def __init__(self, config: GraderConfig | None = None, judge: Judge | None = None) -> None:
+    def __init__(
+        self, config: GraderConfig | None = None, judge: Judge | None = None, pool: Sandboxes | None = None
+    ) -> None:
+        """`pool`: where tests get a fresh sandbox; without one they run where the policy worked."""
         self.config = config or GraderConfig()
         if self.config.scheme not in SCHEMES:
             raise InputError(f"unknown grader scheme {self.config.scheme!r}{nearest(self.config.scheme, SCHEMES)}")
@@ -51,6 +54,8 @@ class Grader:
         self._workers = Workers(self.config.workers, self.config.deadline_s)
         self._own_workers = Workers(self.config.workers, self.config.deadline_s, whole_environment=True)
         self._means = Means(self._workers.ask, self._own_workers.run_own, judge, ifbench=self.config.ifbench)
+        if pool is not None:
+            self._means = replace(self._means, fresh=pool.sandbox)
         self._own = {name: own_kind(value, f"grader.kinds.{name}") for name, value in self.config.kinds.items()}
 
     def kind(self, task: Task) -> Kind:

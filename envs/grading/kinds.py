@@ -10,8 +10,10 @@ from sandboxrl.envs.grading.letters import CHOICE, CHOICES
 from sandboxrl.envs.grading.mathematics import MATH
 from sandboxrl.envs.grading.numbers import NUMBER
 from sandboxrl.envs.grading.own import own_kind
+from sandboxrl.envs.grading.program import PROGRAM
 from sandboxrl.envs.grading.protocol import Kind
 from sandboxrl.envs.grading.repository_tests import TESTS
+from sandboxrl.envs.grading.structured import JSON, NEAR, NUMBERS, SET
 from sandboxrl.envs.grading.text import EXACT, ROUGE
 
 KINDS: dict[str, Kind] = {
@@ -21,6 +23,11 @@ KINDS: dict[str, Kind] = {
     "exact": EXACT,
     "number": NUMBER,
     "math": MATH,
+    "json": JSON,
+    "set": SET,
+    "numbers": NUMBERS,
+    "near": NEAR,
+    "program": PROGRAM,
     "tests": TESTS,
     "judge_physics": JUDGE_PHYSICS,
     "judge_equality": JUDGE_EQUALITY,

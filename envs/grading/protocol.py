@@ -6,6 +6,7 @@ task's `reward` may name one of a user's own. Nothing outside a kind asks which 
 """
 
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -45,6 +46,12 @@ class Judge(Protocol):
     async def close(self) -> None: ...
 
 
+class Sandboxes(Protocol):
+    """Where a fresh sandbox comes from (`sandboxrl.envs.sandbox.pool.Pool`)."""
+
+    def sandbox(self, image: str = "") -> AbstractAsyncContextManager[Sandbox]: ...
+
+
 @dataclass(frozen=True)
 class Means:
     """What a kind may use beside the task and the answer."""
@@ -56,6 +63,8 @@ class Means:
     judge: Judge | None = None
     sandbox: Sandbox | None = None
     """Where the answer was made."""
+    fresh: Callable[[str], AbstractAsyncContextManager[Sandbox]] | None = None
+    """A new sandbox of an image (empty: the usual one); None: there are none here."""
     hidden: Mapping[str, bytes] = field(default_factory=dict)
     """What `Kind.prepare` took out of it."""
     ifbench: str = ""

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from sandboxrl.data.errors import InputError, nearest
+from sandboxrl.data.plugin import is_own
 from sandboxrl.data.task import Task
-from sandboxrl.envs.grading.kinds import kind_of
+from sandboxrl.envs.grading.kinds import KINDS, kind_of
 from sandboxrl.envs.grading.replies import boxes
 from sandboxrl.envs.policy.protocol import Message, Reply
 from sandboxrl.envs.sandbox.protocol import ANSWER
@@ -84,7 +85,7 @@ def rehearsed(name: str, tasks: Iterable[Task]) -> RehearsedPolicy:
     name, _, delay = name.partition(":")
     if name not in NAMES:
         raise InputError(f"unknown scripted policy {name!r}{nearest(name, NAMES)}")
-    golds = {task.question: kind_of(task.reward).gold(task) or "no such answer" for task in tasks}
+    golds = {task.question: _gold(task) or "no such answer" for task in tasks}
 
     def gold(prompt: str, seed: int) -> str:
         fitting = [question for question in golds if question in prompt]
@@ -102,6 +103,12 @@ def rehearsed(name: str, tasks: Iterable[Task]) -> RehearsedPolicy:
         return RehearsedPolicy(answers[name], float(delay or 0))
     except ValueError:
         raise InputError(f"scripted policy {name}: {delay!r} is not a delay in seconds") from None
+
+
+def _gold(task: Task) -> str | None:
+    """An answer that is right; the gold itself for a kind that only the recipe knows."""
+    own = task.reward not in KINDS and not is_own(task.reward)
+    return task.gold if own else kind_of(task.reward).gold(task)
 
 
 def _verdict(prompt: str, seed: int) -> str:

@@ -4,6 +4,7 @@ import json
 import posixpath
 import secrets
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sandboxrl.data.errors import InputError, nearest
@@ -16,6 +17,10 @@ TEST_OUTPUT_BYTES = 16 << 20
 HIDDEN_BYTES = 64 << 20
 """Of the files of a task that are taken out of its sandbox, together."""
 HIDE_S = 300.0
+CARRIED_BYTES = 512 << 20
+"""Of /testbed, packed, that is carried into a fresh sandbox."""
+PLACES = ("fresh", "same")
+CARRIED = "/tmp/.work.tar.gz"
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,9 @@ class TestGold:
     hidden: tuple[str, ...] = ()
     """Files and folders of the image (absolute) that the policy must not see: taken out before its first turn, put back
     for the command."""
+    where: str = "fresh"
+    """`fresh`: a new sandbox of the same image, into which /testbed is carried as data, so that nothing else that the
+    policy did to its machine counts. `same`: where the policy worked."""
     timeout_s: float = 1800.0
 
 
@@ -52,6 +60,8 @@ def parse_test_gold(task: Task) -> TestGold:
         raise InputError(f"task {task.id}: the gold of kind `tests` is not as documented: {error}") from None
     if gold.log not in READERS:
         raise InputError(f"task {task.id}: unknown test log {gold.log!r}{nearest(gold.log, READERS)}")
+    if gold.where not in PLACES:
+        raise InputError(f"task {task.id}: unknown place for tests {gold.where!r}{nearest(gold.where, PLACES)}")
     if not gold.command or not (gold.expected or gold.FAIL_TO_PASS):
         raise InputError(f"task {task.id}: a `tests` gold needs a command, and expected or FAIL_TO_PASS")
     return gold
@@ -95,16 +105,44 @@ async def _grade(task: Task, answer: str, means: Means) -> float:
     # what the policy left running would see the tests come, and change them; what it put in their place is none of them
     places = shlex.join(posixpath.join(WORKDIR, path) for path in (*gold.hidden, *(gold.files or {})))
     await sandbox.exec(f"kill -KILL -1 2>/dev/null; rm -rf -- {places}", timeout_s=HIDE_S)
+    if gold.where == "same" or means.fresh is None:
+        return await _run(gold, sandbox, files)
+    packed = await _packed(task, sandbox)
+    await sandbox.close()  # its place may be the one that the fresh one waits for
+    async with means.fresh(task.image) as fresh:
+        await fresh.write({CARRIED: packed})
+        unpack = f"cd / && find {WORKDIR} -mindepth 1 -delete; tar -xf {CARRIED} && rm -rf -- {CARRIED} {places}"
+        done = await fresh.exec(unpack, timeout_s=HIDE_S)
+        if done.exit_code or done.timed_out:
+            said = " ".join(done.stderr.decode(errors="replace").split())[-300:]
+            raise GraderFailed(f"task {task.id}: its work cannot be carried into a fresh sandbox: {said}")
+        return await _run(gold, fresh, files)
+
+
+async def _packed(task: Task, sandbox: Sandbox) -> bytes:
+    """The work of the policy as one archive. It is data: read in the fresh sandbox alone, by that one's own tar."""
+    tar = f"cd / && tar -czf - {posixpath.relpath(WORKDIR, '/')}"
+    found = await sandbox.exec(tar, timeout_s=HIDE_S, max_bytes=CARRIED_BYTES)
+    if found.timed_out or found.stdout_bytes > len(found.stdout):
+        raise GraderFailed(
+            f"task {task.id}: {WORKDIR} has more than {CARRIED_BYTES >> 20} MB and cannot be carried into a fresh "
+            "sandbox; the gold may say `where: same`"
+        )
+    return found.stdout
+
+
+async def _run(gold: TestGold, sandbox: Sandbox, files: Mapping[str, bytes]) -> float:
+    """Write the tests, run them, and read what they print."""
     try:
         await sandbox.write(files)
     except FileRefused:  # the policy left something in the way that is not a regular file
         return 0.0
     # Python takes compiled code for current when the source has the same second and length: compile anew, elsewhere
-    fresh = {"PYTHONPYCACHEPREFIX": f"/tmp/.tests-{secrets.token_hex(8)}"}
+    clean = {"PYTHONPYCACHEPREFIX": f"/tmp/.tests-{secrets.token_hex(8)}"}
     # the folder: a shell that persists is where the policy went. One stream, in its order: what a script says on
     # standard error (`set -x`) marks what it says on standard output
     command = f"cd {WORKDIR}\nexec 2>&1\n{gold.command}"
-    result = await sandbox.exec(command, timeout_s=gold.timeout_s, env=fresh, max_bytes=TEST_OUTPUT_BYTES)
+    result = await sandbox.exec(command, timeout_s=gold.timeout_s, env=clean, max_bytes=TEST_OUTPUT_BYTES)
     return 0.0 if result.timed_out else score_tests(gold, result.stdout.decode(errors="replace"))
 
 

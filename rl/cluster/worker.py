@@ -125,7 +125,6 @@ class RolloutWorker:
             tokenizer.chat_template = self._chat_template
         self._format = ChatFormat(tokenizer, self._call_format)
         self._engine = VllmEngine(folder, self._engine_config, self._format.stop_ids)
-        self._grader = Grader(self._grader_config)
         self._pool = None
         tools = None
         if self._mode == "sandbox":
@@ -133,6 +132,7 @@ class RolloutWorker:
             self._pool = _open_pool(self._sandbox)
             await self._pool.fill()
             seconds["sandboxes"] = time.monotonic() - started
+        self._grader = Grader(self._grader_config, pool=self._pool)
         self._environment = Environment(self._arm, self._mode, self._limits, tools, self._pool, self._grader)
         started = time.monotonic()
         await self._engine.start(version)
