@@ -33,8 +33,8 @@ def r2e_gym(where: str, row: Row) -> Task:
 
     Rows of one's own may bring a `repository` (name -> text, put into /testbed/documents) in the place of an image, and
     name the `test_command`, the `test_log` it writes (pytest, unittest, sympy), `test_files` (path -> text), which come
-    into the sandbox only when the work is over, and `hidden_paths`, files and folders of their own image that are taken
-    out of the sandbox until then.
+    into the sandbox only when the work is over, `test_where` (a `fresh` sandbox, or the `same`), and `hidden_paths`,
+    files and folders of their own image that are taken out of the sandbox until then.
     """
     statement = text_field(row, "problem_statement")
     issue = re.search(r"\[ISSUE\](.*)\[/ISSUE\]", statement, re.S)
@@ -57,8 +57,9 @@ def r2e_gym(where: str, row: Row) -> Task:
     gold: dict[str, Any] = {"command": row.get("test_command"), "expected": expected, "files": files, "hidden": hidden}
     if not gold["command"]:
         gold |= {"command": _COMMAND, "hidden": [*_HIDDEN, *hidden], "prepare": PREPARE}
-    if row.get("test_log"):
-        gold["log"] = row["test_log"]
+    for field, key in (("test_log", "log"), ("test_where", "where")):
+        if row.get(field):
+            gold[key] = row[field]
     commit = str(row.get("commit_hash") or "")
     return Task(
         id=str(row.get("instance_id") or digest(image, commit, statement)),

@@ -21,6 +21,7 @@ CARRIED_BYTES = 512 << 20
 """Of /testbed, packed, that is carried into a fresh sandbox."""
 PLACES = ("fresh", "same")
 CARRIED = "/tmp/.work.tar.gz"
+PART_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -110,8 +111,10 @@ async def _grade(task: Task, answer: str, means: Means) -> float:
     packed = await _packed(task, sandbox)
     await sandbox.close()  # its place may be the one that the fresh one waits for
     async with means.fresh(task.image) as fresh:
-        await fresh.write({CARRIED: packed})
-        unpack = f"cd / && find {WORKDIR} -mindepth 1 -delete; tar -xf {CARRIED} && rm -rf -- {CARRIED} {places}"
+        for number, part in enumerate(packed):
+            await fresh.write({f"{CARRIED}.{number:04}": part})
+        unpack = f"cat {CARRIED}.* > {CARRIED} && rm {CARRIED}.* && find {WORKDIR} -mindepth 1 -delete; "
+        unpack += f"tar -C / -xzf {CARRIED} && rm -rf -- {CARRIED} {places}"
         done = await fresh.exec(unpack, timeout_s=HIDE_S)
         if done.exit_code or done.timed_out:
             said = " ".join(done.stderr.decode(errors="replace").split())[-300:]
@@ -119,16 +122,21 @@ async def _grade(task: Task, answer: str, means: Means) -> float:
         return await _run(gold, fresh, files)
 
 
-async def _packed(task: Task, sandbox: Sandbox) -> bytes:
-    """The work of the policy as one archive. It is data: read in the fresh sandbox alone, by that one's own tar."""
-    tar = f"cd / && tar -czf - {posixpath.relpath(WORKDIR, '/')}"
-    found = await sandbox.exec(tar, timeout_s=HIDE_S, max_bytes=CARRIED_BYTES)
-    if found.timed_out or found.stdout_bytes > len(found.stdout):
+async def _packed(task: Task, sandbox: Sandbox) -> list[bytes]:
+    """The policy's work as the parts of one archive. It is data: read in the fresh sandbox alone, by that one's own
+    tar."""
+    tar = f"cd / && rm -rf {CARRIED} && tar -czf {CARRIED} {posixpath.relpath(WORKDIR, '/')}; stat -c %s {CARRIED}"
+    said = (await sandbox.exec(tar, timeout_s=HIDE_S)).stdout.decode(errors="replace").strip()
+    if not said.isdigit() or int(said) > CARRIED_BYTES:
         raise GraderFailed(
-            f"task {task.id}: {WORKDIR} has more than {CARRIED_BYTES >> 20} MB and cannot be carried into a fresh "
-            "sandbox; the gold may say `where: same`"
+            f"task {task.id}: {WORKDIR} cannot be carried into a fresh sandbox ({said or 'tar failed'} bytes, "
+            f"{CARRIED_BYTES} are allowed); the gold may say `where: same`"
         )
-    return found.stdout
+    parts = []
+    for start in range(0, int(said), PART_BYTES):
+        cut = f"tail -c +{start + 1} {CARRIED} | head -c {PART_BYTES}"
+        parts.append((await sandbox.exec(cut, timeout_s=HIDE_S, max_bytes=PART_BYTES)).stdout)
+    return parts
 
 
 async def _run(gold: TestGold, sandbox: Sandbox, files: Mapping[str, bytes]) -> float:

@@ -52,6 +52,13 @@ SEARCH = (
 )
 MEND = "sed -i 's/a - b/a + b/' /testbed/code_add.py"
 FORGED = TESTS.replace("add(2, 3), 5", "1, 1")
+FAKE_PYTHON = (
+    "real=$(readlink -f $(command -v python3)); printf '%s\\n' '#!/bin/sh' "
+    "'echo \"test_two (r2e_tests.test_1.TestAdd.test_two) ... ok\"' "
+    "'echo \"test_none (r2e_tests.test_1.TestAdd.test_none) ... ok\"' > /tmp/fake; chmod +x /tmp/fake; "
+    "rm -f $real; cp /tmp/fake $real; python3 -c 0"
+)
+"""Passes every test where it runs."""
 POLICIES = {
     "mends it": ([MEND], 1.0),
     "does nothing": ([], 0.0),
@@ -72,6 +79,8 @@ POLICIES = {
         ],
         0.0,
     ),
+    "replaces python": ([FAKE_PYTHON], 0.0),
+    "replaces python and mends it": ([MEND, FAKE_PYTHON], 1.0),
 }
 
 
@@ -120,7 +129,7 @@ def play(task: Task, *scripts: list[str]) -> list[Trajectory]:
 
     async def run() -> list[Trajectory]:
         pool = Pool(open_backend(SandboxConfig(backend="docker", image=DOCKER_IMAGE)), warm=0)
-        grader, tools, arm = Grader(), tool_set("paper"), load_arm("paper")
+        grader, tools, arm = Grader(pool=pool), tool_set("paper"), load_arm("paper")
         try:
             played = []
             for commands in scripts:
@@ -146,6 +155,12 @@ def test_gold_scores_1_and_a_policy_that_searches_or_forges_scores_0(image: str,
     said = found["searches"].turns[0].observations[0].text
     assert "done" in said and not any(word in said for word in ("r2e", "run_tests", "test_1", "/testbed")), said
     assert "waiting" in found["waits for them"].turns[0].observations[0].text
+
+
+@pytest.mark.docker
+def test_where_the_policy_worked_it_can_replace_python(image: str, tmp_path: Path) -> None:
+    (played,) = play(r2e_task(tmp_path, image, test_where="same"), [FAKE_PYTHON])
+    assert played.reward == 1.0  # which is why a fresh sandbox is the rule
 
 
 @pytest.mark.docker
