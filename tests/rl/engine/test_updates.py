@@ -114,7 +114,7 @@ def test_kv_is_kept_for_requests_that_run_and_for_no_others(tmp_path, keep):
 
 def test_a_bfloat16_engine_has_a_float32_head_and_agrees_with_a_bfloat16_learner(tmp_path):
     with running(tmp_path, dtype="bfloat16") as one:
-        model = one.engine._llm.model_config
+        model = one.engine.llm.model_config
         assert (model.dtype, model.head_dtype) == (torch.bfloat16, torch.float32)
         policy = load_policy(tmp_path, 64).bfloat16()
         differences = []
