@@ -26,7 +26,7 @@ import subprocess
 from contextlib import ExitStack
 from pathlib import Path
 
-from sandboxrl.envs.sandbox import network, program, seccomp
+from sandboxrl.envs.sandbox import lease, network, program, seccomp
 from sandboxrl.envs.sandbox.bubblewrap_root import DESCRIPTOR, HOME, Placed, has_own, placed, root_seen
 from sandboxrl.envs.sandbox.cgroups import Cgroups
 from sandboxrl.envs.sandbox.inside.frames import pack_header
@@ -249,6 +249,7 @@ class _Nursery:
             self.close(grace_s=0)
             raise BackendUnavailable(_mend(said))
         self._control.setblocking(False)
+        lease.hold(self._control.fileno())
 
     @property
     def alive(self) -> bool:
@@ -309,6 +310,7 @@ class _Nursery:
 
     def close(self, grace_s: float = CLOSE_S) -> None:
         """End it, and with it every sandbox that it forked."""
+        lease.release(self._control.fileno())
         self._control.close()
         try:
             self._process.wait(grace_s)

@@ -92,6 +92,7 @@ class Docker:
         self._etc = _etc_files(config.network)
         self._boxes: dict[str, Box] = {}
         self._watching: asyncio.Task[None] | None = None
+        self._discarding: set[asyncio.Task[None]] = set()
 
     def _refuse(self, runtimes: Collection[str]) -> None:
         """Raises BackendUnavailable for what this daemon would not do, or would say it did."""
@@ -131,7 +132,7 @@ class Docker:
             if self._podman:
                 (folder / "seccomp.json").write_text(self._profile)
             spec = await self._specification(image, str(folder), identity)
-            container = await self._create(spec)
+            container = await self._created(spec)
             await self._launch(container, image)
             async with asyncio.timeout(HELLO_S):
                 stream, _ = await asyncio.get_running_loop().sock_accept(listener)
@@ -196,7 +197,7 @@ class Docker:
         tasks = [task for task in (self._reaping, self._watching) if task is not None]
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, *self._discarding, return_exceptions=True)
 
     async def _box(self, identity: str, image: str, container: str, stream: socket.socket) -> Box:
         reader, writer = await asyncio.open_connection(sock=stream)
@@ -242,6 +243,21 @@ class Docker:
         filters = urllib.parse.quote(json.dumps({"container": [container], "event": ["die", "oom"]}))
         told = await self._request("GET", f"/events?since=0&until={time.time():.3f}&filters={filters}")
         return told if isinstance(told, list) else [told] if told else []
+
+    async def _created(self, spec: dict[str, Any]) -> str:
+        """As `_create`. Whoever leaves while the daemon is at it leaves nothing behind."""
+        creating = asyncio.create_task(self._create(spec))
+        try:
+            return await asyncio.shield(creating)
+        except asyncio.CancelledError:
+            discarding = asyncio.create_task(self._discard(creating))
+            self._discarding.add(discarding)
+            discarding.add_done_callback(self._discarding.discard)
+            raise
+
+    async def _discard(self, creating: "asyncio.Task[str]") -> None:
+        with contextlib.suppress(SandboxError):  # it could not be made, or the daemon is away: the reaper comes later
+            await self._remove(await creating)
 
     async def _create(self, spec: dict[str, Any]) -> str:
         """The id of a new container, with a quota on its layer where the daemon has quotas."""

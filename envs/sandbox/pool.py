@@ -11,6 +11,7 @@ from sandboxrl.data.errors import InputError, nearest
 from sandboxrl.data.plugin import plugged
 from sandboxrl.envs.sandbox.bubblewrap import Bubblewrap
 from sandboxrl.envs.sandbox.docker import Docker
+from sandboxrl.envs.sandbox.lease import raise_open_files
 from sandboxrl.envs.sandbox.own import opened, wrong_shape
 from sandboxrl.envs.sandbox.protocol import NETWORKS, Backend, Sandbox, SandboxConfig, SandboxError
 
@@ -31,6 +32,7 @@ def open_backend(config: SandboxConfig) -> Backend:
     if config.network not in NETWORKS:
         raise InputError(f"sandbox.network={config.network!r}{nearest(config.network, NETWORKS)}")
     make = find_backend(config.backend)
+    raise_open_files()
     if config.backend not in BACKENDS:
         return opened(make, config)
     if config.options:

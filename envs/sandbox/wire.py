@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from errno import EINVAL
 
+from sandboxrl.envs.sandbox import lease
 from sandboxrl.envs.sandbox.inside.frames import FRAME, MAX_HEADER, MAX_PAYLOAD, RECORD, pack_head, unpack_header
 from sandboxrl.envs.sandbox.protocol import (
     WORKDIR,
@@ -93,7 +94,10 @@ class Box:
         self._reader, self._writer, self._end = reader, writer, end
         self._inquest = inquest
         self._output_bytes, self._persist = output_bytes, persist_shell
-        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        stream = writer.get_extra_info("socket")
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        self._stream = stream.fileno()
+        lease.hold(self._stream)
         self._count = 0
         self._waiting: dict[bytes, asyncio.Future[tuple[Fields, bytes]]] = {}
         self._death: asyncio.Task[SandboxError] | None = None
@@ -156,6 +160,9 @@ class Box:
                 raise ValueError(f"not an environment variable: {name!r}")
             fields[b"env." + _bytes(name)] = _bytes(value)
         reply, payload = await self._call(fields, _bytes(command), timeout_s + WATCHDOG_S)
+        if b"machine" in reply:
+            self._die(f"this machine is short: {reply[b'machine'].decode(errors='replace')}", closed=True)
+            raise await self._end_of_it()
         try:
             return _result(reply, payload, limit)
         except (KeyError, ValueError) as error:
@@ -207,7 +214,9 @@ class Box:
         await asyncio.wait([self._death])  # an inquest looks at what goes below
         if self._receiver is not None:
             self._receiver.cancel()
-        self._writer.close()
+        if not self._writer.is_closing():
+            lease.release(self._stream)
+            self._writer.close()
         await self._end()
 
     def send(self, data: bytes) -> None:
@@ -262,7 +271,7 @@ class Box:
         return fields, await self._reader.readexactly(payload_size)
 
     def _die(self, why: str, closed: bool = False) -> None:
-        """From here on every call raises what the end is found to have been."""
+        """From here on every call raises what the end is found to have been; with `closed` that is known already."""
         if self._death is None:
             self._death = asyncio.create_task(self._find_cause(why, closed))
             self._death.add_done_callback(lambda _: self._tell())

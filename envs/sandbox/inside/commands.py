@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import _signal
+import errno
 import posix
+import resource
 import select
 import time
 
@@ -29,6 +31,7 @@ SPAWN_TRIES = 20
 TERM_GRACE_S = 0.2
 KILL_AGAIN_S = 0.005
 FEW_KILLS = 3
+SHORT = (errno.EAGAIN, errno.ENOMEM, errno.ENFILE)
 WATCH_MEMORY_S = 0.1
 PIPE_GRACE_S = 0.05
 COMMAND_FD, STATE_FD = 9, 250
@@ -42,7 +45,10 @@ DEFAULT_ENVIRONMENT = {
     b"TERM": b"dumb",
 }
 NOT_STATE = (b"_", b"PWD", b"OLDPWD", b"SHLVL")
-SAVE_STATE = b'trap \'{ builtin printf "%%s\\0" "$PWD"; /usr/bin/env -0; } >&%d 2>/dev/null\' EXIT; ' % STATE_FD
+SAVE_STATE = (
+    b'trap \'{ builtin printf "%%s\\0" "$PWD"; /usr/bin/env -0 && builtin printf ".\\0"; } >&%d 2>/dev/null\' EXIT; '
+    % STATE_FD
+)
 
 
 def anonymous_file() -> int:
@@ -51,6 +57,10 @@ def anonymous_file() -> int:
         return posix.memfd_create("sandbox")
     except OSError:
         return posix.open("/dev/shm", posix.O_TMPFILE | posix.O_RDWR | posix.O_CLOEXEC, 0o600)
+
+
+class MachineShort(Exception):
+    """The kernel has no room for a process although nothing runs in this sandbox."""
 
 
 class Kept:
@@ -84,7 +94,7 @@ class Command:
 
     __slots__ = (
         "id", "pid", "started", "deadline", "timed_out", "born", "kill_at", "kills", "exit", "ended", "pipes", "kept",
-        "answered", "state",
+        "answered", "state", "variables",
     )  # fmt: skip
 
     def __init__(self, identity: bytes, timeout_s: float, keep: int) -> None:
@@ -102,20 +112,28 @@ class Command:
         self.kept = (Kept(keep), Kept(keep))
         self.answered = False
         self.state = -1
+        self.variables: dict[bytes, bytes] = {}
 
 
 class Commands:
     """Those in flight, and the pipes that background children of finished ones still hold."""
 
     def __init__(
-        self, poll: select.poll, answer: Callable[[Command, list[bytes]], None], processes: int, memory_bytes: int
+        self,
+        poll: select.poll,
+        answer: Callable[[Command, list[bytes]], None],
+        give_up: Callable[[Command, str], None],
+        processes: int,
+        memory_bytes: int,
     ) -> None:
         self.poll = poll
+        self.give_up = give_up  # called with a command that cannot be run here and now, by nobody's doing inside
         self.answer = answer  # called with a finished command and the kept bytes of its stdout and stderr
         self.in_flight: dict[int, Command] = {}  # by pid
         self.pipes: dict[int, tuple[int, Command]] = {}  # by descriptor, also of finished commands
         self.processes = processes
         self.memory_bytes = memory_bytes  # 0: the kernel limits it
+        self.max_held_pipes = min(MAX_HELD_PIPES, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
         self.watch_at = 0.0
         self.environment = {**DEFAULT_ENVIRONMENT, **posix.environ}
         self.shell_cwd = WORKDIR
@@ -126,6 +144,7 @@ class Commands:
     def start(self, command: Command, script: bytes, cwd: bytes, variables: dict[bytes, bytes], persist: bool) -> None:
         """Run `script`; whatever becomes of it, it is answered."""
         environment, save = dict(self.environment), False
+        command.variables = variables
         if persist:
             environment.update(self.shell_environment)
             save = cwd == WORKDIR  # a command that names its folder leaves the shell's own alone
@@ -134,7 +153,11 @@ class Commands:
         environment.update(variables)
         if self.clear_when_full():
             command.kept[1].add(b"sandbox: too many processes were running; all of them were ended\n")
-        problem = self.spawn(command, script, cwd, environment, save)
+        try:
+            problem = self.spawn(command, script, cwd, environment, save)
+        except MachineShort as short:
+            self.give_up(command, str(short))
+            return
         if problem:  # the sandbox is alive, its shell is not: the command's own failure, said where bash would say it
             command.exit, command.ended = 126, command.started
             command.kept[1].add(problem.encode("utf-8", "replace"))
@@ -199,6 +222,8 @@ class Commands:
         except OSError as error:
             for descriptor in ours:
                 posix.close(descriptor)
+            if error.errno in SHORT and not live_processes():
+                raise MachineShort(error.strerror) from error
             return f"bash: cannot start: {error.strerror}\n"
         finally:
             for descriptor in theirs:
@@ -353,25 +378,35 @@ class Commands:
         for descriptor in list(command.pipes):
             self.drain(descriptor)
         if command.state >= 0:
-            self.load_state(command.state)
+            self.load_state(command, command.state)
             posix.close(command.state)
         assert command.exit is not None
         self.answer(command, [kept.both() for kept in command.kept])
         command.answered = True
         command.kept = (Kept(0), Kept(0))
         self.in_flight.pop(command.pid, None)
-        while len(self.pipes) > MAX_HELD_PIPES + 2 * len(self.in_flight):
+        while len(self.pipes) > self.max_held_pipes + 2 * len(self.in_flight):
             held = next((descriptor for descriptor, (_, owner) in self.pipes.items() if owner.answered), None)
             if held is None:
                 break
             self.drop_pipe(held)
 
-    def load_state(self, descriptor: int) -> None:
+    def load_state(self, command: Command, descriptor: int) -> None:
         """Take over the working directory and exported variables a persistent shell left. Anything else is ignored."""
         data = posix.pread(descriptor, MAX_STATE, 0)
         cwd, *variables = data.split(b"\0")[:-1] or [b""]
-        if not cwd.startswith(b"/") or len(data) == MAX_STATE:
+        if cwd.startswith(b"/"):
+            self.shell_cwd = cwd
+        if not data:
+            return  # it was killed, or has replaced its shell
+        if variables[-1:] != [b"."]:
+            command.kept[1].add(b"sandbox: too much is exported; the variables stay as they were before\n")
             return
-        self.shell_cwd = cwd
-        pairs = (variable.split(b"=", 1) for variable in variables if b"=" in variable[1:])
-        self.shell_environment = {name: value for name, value in pairs if name not in NOT_STATE}
+        pairs = (variable.split(b"=", 1) for variable in variables if b"=" in variable)
+        kept = {name: value for name, value in pairs if name and name not in NOT_STATE}
+        for name, given in command.variables.items():  # of this call alone, unless the shell has changed it
+            if kept.get(name) == given:
+                kept.pop(name)
+                if name in self.shell_environment:
+                    kept[name] = self.shell_environment[name]
+        self.shell_environment = kept

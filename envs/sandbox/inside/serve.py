@@ -11,6 +11,7 @@ frame is `ready=1`.
     op=ping                                                -
     op=exec timeout= keep= cwd= persist= env.NAME=...      exit= timed_out= duration= background= stdout= stderr= kept=
             payload: the command                                   payload: kept bytes of stdout, then of stderr
+                                                           or machine= (it cannot be run, and nothing in here is why)
     op=read path= max=                                     payload: the file
     op=write       payload: records (see `write_files`)    -
     op=pack path= | session=                               session= (of the next part; empty: this was the last one)
@@ -78,7 +79,7 @@ class Executor:
         _signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
         for number in IGNORED:
             _signal.signal(number, _signal.SIG_IGN)
-        self.commands = Commands(self.poll, self.answer, processes, memory_bytes)
+        self.commands = Commands(self.poll, self.answer, self.give_up, processes, memory_bytes)
         self.packing: dict[bytes, Iterator[bytes]] = {}  # by the id of the request that began it
 
     def send(self, fields: dict[bytes, bytes], payload: bytes = b"") -> None:
@@ -191,6 +192,9 @@ class Executor:
         variables = {name[4:]: value for name, value in fields.items() if name.startswith(b"env.")}
         command = Command(identity, timeout_s, keep)
         self.commands.start(command, bytes(payload), fields[b"cwd"], variables, fields[b"persist"] == b"1")
+
+    def give_up(self, command: Command, why: str) -> None:
+        self.send({b"id": command.id, b"machine": why.encode()})
 
     def answer(self, command: Command, outputs: list[bytes]) -> None:
         assert command.exit is not None
