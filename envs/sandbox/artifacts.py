@@ -5,19 +5,23 @@ is read by the sandbox's own reader (regular files only, links never followed) a
 below a folder that was empty. Links, devices and names that would leave the folder stay behind, and are listed.
 """
 
+import errno
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from sandboxrl.data.errors import InputError
 from sandboxrl.data.task import safe_name
-from sandboxrl.envs.sandbox.protocol import FileRefused, Sandbox, exec_clean
+from sandboxrl.envs.sandbox.protocol import FileRefused, Sandbox, SandboxError, exec_clean
 
 INPUT, OUTPUT = "/testbed/input", "/testbed/output"
 MAX_FILE_BYTES = 64 << 20
 """What one read of a sandbox gives at most."""
 MAX_FILES = 10_000
+MAX_NAME, MAX_DEPTH = 3000, 100
 LIST_BYTES = 8 << 20
+OF_THE_NAME = {errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.EILSEQ, errno.ELOOP}
+"""Errors of a name or of what lies in its way, not of the disk."""
 KEPT_OPEN = {f"{folder}/.keep": b"" for folder in (INPUT, OUTPUT)}
 """Files that make both folders exist from the start."""
 
@@ -54,39 +58,55 @@ def read_inputs(folder: Path, max_bytes: int) -> dict[str, bytes]:
 
 
 async def collect(sandbox: Sandbox, out: Path, max_bytes: int = 1 << 30) -> Collected:
-    """Copy the files below /testbed/output into the new or empty folder `out`, `max_bytes` at most in all. Raises
-    SandboxDied, and OSError where this machine cannot write."""
+    """Copy the files below /testbed/output into the new or empty folder `out`, `max_bytes` at most in all. What cannot
+    be copied is left out and listed, and so is all the rest once the sandbox has ended. Raises OSError where this
+    machine cannot write."""
     out.mkdir(parents=True, exist_ok=True)
     found = Collected()
-    listing = await exec_clean(
-        sandbox,
-        f"cd {OUTPUT} 2>/dev/null && find . -mindepth 1 ! -type d -printf '%y %P\\0'",
-        timeout_s=60,
-        max_bytes=LIST_BYTES,
-    )
-    entries = [entry for entry in listing.stdout.split(b"\0") if entry]
-    if listing.stdout_bytes > LIST_BYTES or len(entries) > MAX_FILES:
-        found.left_out.append(("", f"more than {MAX_FILES} files: only the first ones were looked at"))
-    left = max_bytes
-    for entry in entries[:MAX_FILES]:
-        kind, _, raw = entry.partition(b" ")
-        name = os.fsdecode(raw)
-        if f"{OUTPUT}/{name}" in KEPT_OPEN:
-            continue
-        if kind != b"f":
-            found.left_out.append((name, "not a regular file"))
-        elif not safe_name(name):
-            found.left_out.append((name, "its name would leave the folder"))
-        else:
-            try:
-                data = await sandbox.read(f"{OUTPUT}/{name}", min(MAX_FILE_BYTES, left))
-                _write_new(out, name, data)
-            except (FileRefused, FileExistsError, NotADirectoryError) as error:
-                found.left_out.append((name, error.strerror or str(error)))
+    try:
+        listing = await exec_clean(
+            sandbox,
+            f"cd {OUTPUT} 2>/dev/null && find . -mindepth 1 ! -type d -printf '%y %P\\0'",
+            timeout_s=60,
+            max_bytes=LIST_BYTES,
+        )
+        entries = [entry for entry in listing.stdout.split(b"\0") if entry]
+        if listing.timed_out or listing.stdout_bytes > LIST_BYTES or len(entries) > MAX_FILES:
+            found.left_out.append(("", f"more than {MAX_FILES} files: only the first ones were looked at"))
+        for entry in entries[:MAX_FILES]:
+            kind, _, raw = entry.partition(b" ")
+            name = os.fsdecode(raw)
+            if f"{OUTPUT}/{name}" in KEPT_OPEN:
                 continue
-            left -= len(data)
-            found.files.append((name, len(data)))
+            left = max_bytes - sum(size for _, size in found.files)
+            why = _why_not(kind, name) or await _copy(sandbox, name, out, min(MAX_FILE_BYTES, left), found)
+            if why:
+                found.left_out.append((name[:MAX_NAME], why))
+    except SandboxError as error:
+        found.left_out.append(("", f"the sandbox has ended: {error}"))
     return found
+
+
+def _why_not(kind: bytes, name: str) -> str:
+    """What keeps a name from being copied, or empty."""
+    if kind != b"f":
+        return "not a regular file"
+    if len(os.fsencode(name)) > MAX_NAME or name.count("/") > MAX_DEPTH:
+        return "its name is too long or too deep"
+    return "" if safe_name(name) else "its name would leave the folder"
+
+
+async def _copy(sandbox: Sandbox, name: str, out: Path, max_bytes: int, found: Collected) -> str:
+    """Copy one file; why that could not be, or empty. Raises SandboxError, OSError."""
+    try:
+        data = await sandbox.read(f"{OUTPUT}/{name}", max_bytes)
+        _write_new(out, name, data)
+    except OSError as error:  # a FileRefused is one
+        if not isinstance(error, FileRefused) and error.errno not in OF_THE_NAME:
+            raise
+        return error.strerror or str(error)
+    found.files.append((name, len(data)))
+    return ""
 
 
 def _write_new(out: Path, name: str, data: bytes) -> None:

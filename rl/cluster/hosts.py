@@ -14,12 +14,14 @@ import contextlib
 import secrets
 import socket
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from sandboxrl.envs.sandbox import lease
 from sandboxrl.envs.sandbox.pool import open_backend
 from sandboxrl.envs.sandbox.protocol import (
     WORKDIR,
@@ -37,6 +39,7 @@ SHARE = 0.001
 """Of a node's resource, held by the actor itself: many runs may share a node."""
 CONCURRENT_CALLS = 4096
 KEEPALIVE_S = 10
+LEASE_S = 30.0
 
 
 class SandboxHost:
@@ -187,6 +190,20 @@ class RemoteBox:
         return answer
 
 
+@dataclass
+class _Host:
+    """A sandbox host as its user sees it."""
+
+    number: int
+    actor: Any
+    holder: str = ""
+    """The name of the lease; a fresh one for each connection, as what an old one held has ended with it."""
+    watch: "asyncio.Task[None] | None" = None
+    leasing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    failures: int = 0
+    """Of its last leases in a row: a host that cannot be reached is asked last."""
+
+
 class RemoteBackend:
     """A backend over every node that offers sandboxes. Made by `open`; it belongs to the event loop it starts in."""
 
@@ -194,10 +211,12 @@ class RemoteBackend:
 
     def __init__(self, hosts: list[Any]) -> None:
         self._hosts = hosts
-        self._holder = secrets.token_hex(16)
-        self._held: dict[int, int] = dict.fromkeys(range(len(hosts)), 0)
-        self._leases: list[asyncio.StreamWriter] = []
-        self._leasing = asyncio.Lock()
+        self._known = [_Host(number, actor) for number, actor in enumerate(hosts)]
+        self._held = dict.fromkeys(range(len(hosts)), 0)
+        """By host: the sandboxes that were asked for and not given back."""
+        self._leases: dict[int, asyncio.StreamWriter] = {}
+        """By host, those that hold."""
+        self._abandoned: set[asyncio.Task[None]] = set()
 
     @staticmethod
     def open(config: SandboxConfig, resource: str = RESOURCE) -> "RemoteBackend":
@@ -219,43 +238,103 @@ class RemoteBackend:
 
     async def start(self, image: str = "") -> RemoteBox:
         """A ready sandbox on the host that holds the fewest of ours. Raises BackendUnavailable, SandboxDied."""
-        await self._take_leases()
-        chosen = min(self._held, key=lambda index: self._held[index], default=None)
-        if chosen is None:
+        if not self._known:
             raise SandboxDied("every sandbox host of the cluster is gone")
-        host = self._hosts[chosen]
-        self._held[chosen] += 1
-        try:
-            answer = await host.start.remote(self._holder, image)
-        except RayActorError as error:
-            self._held.pop(chosen, None)  # the others go on
-            raise SandboxDied(f"a sandbox host is gone: {error}") from error
-        if isinstance(answer, SandboxError):
-            self._held[chosen] -= 1
-            raise answer
+        host = min(self._known, key=lambda host: (host.failures, self._held[host.number]))
+        holder = await self._lease(host)
+        self._held[host.number] += 1
+        given_back = False
 
         def gone() -> None:
-            if chosen in self._held:
-                self._held[chosen] -= 1
+            nonlocal given_back
+            self._held[host.number] -= not given_back
+            given_back = True
 
-        return RemoteBox(host, self._holder, answer, gone)
+        starting = asyncio.ensure_future(_answer(host.actor.start.remote(holder, image)))
+        try:
+            answer = await asyncio.shield(starting)
+        except RayActorError as error:
+            self._drop(host)  # the others go on
+            raise SandboxDied(f"a sandbox host is gone: {error}") from error
+        except asyncio.CancelledError:
+            self._abandon(host, holder, starting, gone)
+            raise
+        if isinstance(answer, SandboxError):
+            gone()
+            raise answer
+        return RemoteBox(host.actor, holder, answer, gone)
 
     async def close(self) -> None:
         """Give up the leases, which ends every sandbox of this backend, and the hosts."""
-        for writer in self._leases:
-            writer.close()
-        for host in self._hosts:
+        for host in self._known:
+            if host.watch is not None:
+                host.watch.cancel()
+        for number in list(self._leases):
+            self._end_lease(number)
+        for task in self._abandoned:
+            task.cancel()
+        for actor in self._hosts:
             with contextlib.suppress(RayActorError):
-                ray.kill(host)
+                ray.kill(actor)
 
-    async def _take_leases(self) -> None:
-        async with self._leasing:
-            if self._leases:
-                return
-            for host in self._hosts:
-                address, port = await host.lease_address.remote()
-                reader, writer = await asyncio.open_connection(address, port)
-                _keep_alive(writer)
-                writer.write(self._holder.encode() + b"\n")
-                await reader.readline()
-                self._leases.append(writer)
+    def _abandon(self, host: _Host, holder: str, starting: "asyncio.Future[Any]", gone: Callable[[], None]) -> None:
+        """Nobody waits for this start any more: what comes of it is ended."""
+
+        async def end() -> None:
+            try:
+                answer = await starting
+                if not isinstance(answer, SandboxError):
+                    await host.actor.close_box.remote(holder, answer)
+            except RayActorError:
+                self._drop(host)
+            finally:
+                gone()
+
+        task = asyncio.create_task(end())
+        self._abandoned.add(task)
+        task.add_done_callback(self._abandoned.discard)
+
+    def _drop(self, host: _Host) -> None:
+        if host in self._known:
+            self._known.remove(host)
+
+    async def _lease(self, host: _Host) -> str:
+        """The name of a lease that holds, taken anew where the last one broke. Raises SandboxDied."""
+        async with host.leasing:
+            if host.number in self._leases:
+                return host.holder
+            try:
+                async with asyncio.timeout(LEASE_S):
+                    address, port = await host.actor.lease_address.remote()
+                    reader, writer = await asyncio.open_connection(address, port)
+                    _keep_alive(writer)
+                    holder = secrets.token_hex(16)
+                    writer.write(holder.encode() + b"\n")
+                    if await reader.readline() != b"held\n":
+                        raise ConnectionError("no lease was given")
+            except RayActorError as error:
+                self._drop(host)
+                raise SandboxDied(f"a sandbox host is gone: {error}") from error
+            except (OSError, TimeoutError) as error:
+                host.failures += 1
+                raise SandboxDied(f"a sandbox host cannot be reached: {error!r}") from error
+            host.holder, host.failures = holder, 0
+            self._leases[host.number] = writer
+            lease.hold(writer.get_extra_info("socket").fileno())
+            host.watch = asyncio.create_task(self._watch(host, reader))
+            return holder
+
+    async def _watch(self, host: _Host, reader: asyncio.StreamReader) -> None:
+        """Notice that a lease has ended, and its sandboxes with it."""
+        with contextlib.suppress(OSError):
+            await reader.read()
+        self._end_lease(host.number)
+
+    def _end_lease(self, number: int) -> None:
+        writer = self._leases.pop(number)
+        lease.release(writer.get_extra_info("socket").fileno())
+        writer.close()
+
+
+async def _answer(reference: Any) -> Any:
+    return await reference

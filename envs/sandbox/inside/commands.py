@@ -138,6 +138,7 @@ class Commands:
         self.environment = {**DEFAULT_ENVIRONMENT, **posix.environ}
         self.shell_cwd = WORKDIR
         self.shell_environment: dict[bytes, bytes] = {}
+        self.nothing = posix.open("/dev/null", posix.O_RDONLY | posix.O_CLOEXEC)  # later, a FIFO may be there
         self.score = posix.open("/proc/self/oom_score_adj", posix.O_RDWR | posix.O_CLOEXEC)
         self.own_score = posix.read(self.score, 16)
 
@@ -198,7 +199,7 @@ class Commands:
         except OSError as error:
             return f"bash: cd: {cwd.decode(errors='replace')}: {error.strerror}\n"
         environment[b"PWD"] = cwd
-        actions: list[tuple[object, ...]] = [(posix.POSIX_SPAWN_OPEN, 0, "/dev/null", posix.O_RDONLY, 0)]
+        actions: list[tuple[object, ...]] = [(posix.POSIX_SPAWN_DUP2, self.nothing, 0)]
         ours: list[int] = []
         theirs: list[int] = []
         try:

@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 
-from bench.attacks import ATTACKS, BOMBS, COMMANDS, SECRET, usable
+from bench import escapes
+from bench.attacks import ATTACKS, BOMBS, COMMANDS, SECRET, one_command, usable
 from sandboxrl.envs.sandbox.contract import CONTRACT
 from sandboxrl.envs.sandbox.pool import open_backend
 from sandboxrl.envs.sandbox.protocol import Limits
@@ -45,6 +46,20 @@ def test_every_attack_of_one_command_fails(machine, monkeypatch):
     machine.run(body, kept=False, limits=SMALL)  # opened while the secret is there to be found
 
 
+def test_every_attack_of_the_second_list_fails(machine):
+    async def body(box):
+        failed = {}
+        for name, (command, expected) in escapes.COMMANDS.items():
+            try:
+                await one_command(command, expected)(box)
+            except AssertionError as error:
+                failed[name] = str(error)
+        assert failed == {}
+        await usable(box)
+
+    machine.run(body, limits=SMALL)
+
+
 @pytest.mark.parametrize("name", sorted(LEFT))
 def test_an_attack_fails(machine, name):
     async def body(box):
@@ -56,9 +71,10 @@ def test_an_attack_fails(machine, name):
 
 
 def test_there_are_enough_of_them_and_none_is_forgotten():
-    assert len(ATTACKS) + len(BOMBS) >= 45
+    assert len(ATTACKS) + len(BOMBS) >= 94
     assert IN_THE_CONTRACT.keys() <= CONTRACT.keys()
     assert {name for names in IN_THE_CONTRACT.values() for name in names} <= (ATTACKS | BOMBS).keys()
+    assert len(escapes.COMMANDS) >= 60
 
 
 MIB = 1 << 20

@@ -162,3 +162,47 @@ def test_code_of_a_users_own_works_on_a_node_that_does_not_have_its_files(cluste
     assert answer == "sent along" and node != ray.get_runtime_context().get_node_id()
     with pytest.raises(InputError, match="no_such_package.rewards cannot be imported"):
         ray.get(there.remote(Code({}), "no_such_package.rewards:score"))
+
+
+def test_a_broken_lease_is_taken_anew(cluster):
+    """A hiccup of the network between two machines that are both alive."""
+
+    async def body():
+        backend = opened()
+        first = await backend.start()
+        assert (await first.exec("echo one")).stdout == b"one\n"
+        backend._leases[0].transport.abort()
+        await asyncio.sleep(1)
+        with pytest.raises(SandboxDied):
+            await first.exec("true")
+        await first.close()
+        for _ in range(2):
+            again = await backend.start()
+            assert (await again.exec("echo again")).stdout == b"again\n"
+            await again.close()
+        assert backend._held == {0: 0}
+        await backend.close()
+
+    asyncio.run(body())
+
+
+def test_cancelled_starts_leave_nothing_on_the_host(cluster):
+    async def body():
+        backend = opened()
+        box = await backend.start()
+        for delay in (0.0, 0.001, 0.005, 0.02):
+            task = asyncio.create_task(backend.start())
+            await asyncio.sleep(delay)
+            task.cancel()
+            for done in await asyncio.gather(task, return_exceptions=True):
+                if not isinstance(done, BaseException):
+                    await done.close()
+        for _ in range(100):
+            if await backend._hosts[0].count.remote() == 1 and backend._held == {0: 1}:
+                break
+            await asyncio.sleep(0.05)
+        assert await backend._hosts[0].count.remote() == 1 and backend._held == {0: 1}
+        await box.close()
+        await backend.close()
+
+    asyncio.run(body())
