@@ -218,6 +218,11 @@ class RemoteBackend:
         """By host, those that hold."""
         self._abandoned: set[asyncio.Task[None]] = set()
 
+    @property
+    def held(self) -> int:
+        """Sandboxes that were asked for and not given back."""
+        return sum(self._held.values())
+
     @staticmethod
     def open(config: SandboxConfig, resource: str = RESOURCE) -> "RemoteBackend":
         """One host actor on each node that offers `resource`. Raises BackendUnavailable when none does."""

@@ -5,6 +5,7 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,7 +21,7 @@ from sandboxrl.envs.sandbox.protocol import BackendUnavailable, FileRefused, San
 pytestmark = pytest.mark.heavy
 ray = pytest.importorskip("ray")
 
-from sandboxrl.rl.cluster.hosts import RESOURCE, RemoteBackend  # noqa: E402
+from sandboxrl.rl.cluster.hosts import RESOURCE, RemoteBackend, SandboxHost  # noqa: E402
 from tests.ray_cluster import SANDBOXES  # noqa: E402
 
 
@@ -164,14 +165,29 @@ def test_code_of_a_users_own_works_on_a_node_that_does_not_have_its_files(cluste
         ray.get(there.remote(Code({}), "no_such_package.rewards:score"))
 
 
-def test_a_broken_lease_is_taken_anew(cluster):
+def connections(port: int) -> list[socket.socket]:
+    """Of this process, to that port of any machine."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            one = socket.socket(fileno=os.dup(int(name)))
+            found += [one] if one.family == socket.AF_INET and one.getpeername()[1] == port else []
+        except OSError:
+            continue
+    return found
+
+
+def test_a_broken_lease_is_taken_anew(ray_cluster):
     """A hiccup of the network between two machines that are both alive."""
 
     async def body():
-        backend = opened()
+        (host,) = hosts = [ray.remote(SandboxHost).options(num_cpus=0, max_concurrency=64).remote(SandboxConfig(), 3)]
+        backend = RemoteBackend(hosts)
         first = await backend.start()
         assert (await first.exec("echo one")).stdout == b"one\n"
-        backend._leases[0].transport.abort()
+        _, port = await host.lease_address.remote()
+        for connection in connections(port):
+            connection.shutdown(socket.SHUT_RDWR)
         await asyncio.sleep(1)
         with pytest.raises(SandboxDied):
             await first.exec("true")
@@ -180,15 +196,16 @@ def test_a_broken_lease_is_taken_anew(cluster):
             again = await backend.start()
             assert (await again.exec("echo again")).stdout == b"again\n"
             await again.close()
-        assert backend._held == {0: 0}
+        assert backend.held == 0
         await backend.close()
 
     asyncio.run(body())
 
 
-def test_cancelled_starts_leave_nothing_on_the_host(cluster):
+def test_cancelled_starts_leave_nothing_on_the_host(ray_cluster):
     async def body():
-        backend = opened()
+        (host,) = hosts = [ray.remote(SandboxHost).options(num_cpus=0, max_concurrency=64).remote(SandboxConfig(), 3)]
+        backend = RemoteBackend(hosts)
         box = await backend.start()
         for delay in (0.0, 0.001, 0.005, 0.02):
             task = asyncio.create_task(backend.start())
@@ -198,10 +215,10 @@ def test_cancelled_starts_leave_nothing_on_the_host(cluster):
                 if not isinstance(done, BaseException):
                     await done.close()
         for _ in range(100):
-            if await backend._hosts[0].count.remote() == 1 and backend._held == {0: 1}:
+            if await host.count.remote() == 1 and backend.held == 1:
                 break
             await asyncio.sleep(0.05)
-        assert await backend._hosts[0].count.remote() == 1 and backend._held == {0: 1}
+        assert await host.count.remote() == 1 and backend.held == 1
         await box.close()
         await backend.close()
 
