@@ -184,7 +184,7 @@ class Log:
             for place, ((g, t), advantage) in enumerate(zip(all_of_them, advantages, strict=True)):
                 beside = {"step": step, "group": g.index, "advantage": advantage}
                 if place in learned:
-                    beside["learner_logprobs"] = [round(float(x), 5) for x in learned[place]]
+                    beside["learner_logprobs"] = [round(float(x), 7) for x in learned[place]]
                 lines.append(beside | self._trajectory(t, g.task))
             write_jsonl(self.dir / "trajectories" / f"step_{step:06d}.jsonl", lines)
             self._show("training", step, [(t, g.task) for g, t in all_of_them])

@@ -158,8 +158,8 @@ def shown_tokens(line: Line, detail: Detail, table: Spelled) -> list[dict[str, A
     """The tokens in their alternation: prompt, sampled turn, observation, … `table` gets the tokens that it lacks.
 
     Of a trajectory's tokens the first and the last are kept; `omitted` counts those left out, before token `omitted_at`
-    of the span. `mask`, `versions`: one number where it is the same for the whole span. `logprobs`, `learner`: null
-    where there is none, and `learner` is missing where none of the span has one.
+    of the span. `mask`, `versions`: one number where it is the same for the whole span. `logprobs`, `mismatch`
+    (the learner's minus the engine's): null where there is none; `mismatch` is missing where none of the span has one.
     """
     assert line.tokens is not None
     columns, size = line.tokens, len(line.tokens["ids"])
@@ -188,7 +188,7 @@ def shown_tokens(line: Line, detail: Detail, table: Spelled) -> list[dict[str, A
             "versions": _same(kept(columns["versions"])),
         }
         if theirs and sampled:
-            span["learner"] = _rounded(kept(theirs), mask)
+            span["mismatch"] = _differences(kept(theirs), kept(columns["logprobs"]), mask)
         spans.append(span)
     return spans
 
@@ -220,6 +220,12 @@ def _edges(turns: Sequence[Turn], size: int) -> Iterator[tuple[int, int, str, in
 
 def _same(values: list[Any]) -> Any:
     return values[0] if values and len(set(values)) == 1 else values
+
+
+def _differences(theirs: Sequence[float], ours: Sequence[float], mask: Sequence[Any]) -> list[float | None]:
+    """To three digits that count; None where the mask is 0 or the value is not finite."""
+    pairs = ((a - b if one else math.inf) for a, b, one in zip(theirs, ours, mask, strict=True))
+    return [float(f"{difference:.3g}") if difference - difference == 0 else None for difference in pairs]
 
 
 def finite(value: Any) -> Any:

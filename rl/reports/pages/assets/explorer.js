@@ -16,10 +16,14 @@ function sidesOf(row) {
   return found;
 }
 
-/** The trajectory to stand beside `row`: of the same task, on the last other side; of the last side, on the first. */
+/** The trajectory to stand beside `row`: of the same task, on the last other side; of the last side, on the first. A task
+ * that was tried on one side only: one that ended otherwise there. */
 function counterpart(row, wanted) {
   const found = sidesOf(row), others = [...found.keys()].filter(one => one !== side.of(row));
-  if (!others.length) return null;
+  if (!others.length) {
+    const near = found.get(side.of(row)).filter(one => one !== row);
+    return near.find(one => store.gained(one) !== store.gained(row)) ?? near[0] ?? null;
+  }
   const later = others.filter(one => one > side.of(row));
   const chosen = others.includes(wanted) ? wanted : later.length ? later.at(-1) : others[0];
   return found.get(chosen)[0];
@@ -67,7 +71,7 @@ function explorer() {
     else {
       panes[1].turn++;
       panes[1].row = null;
-      panes[1].node.replaceChildren(make("p", { class: "empty" }, "This task has no other trajectory to stand beside."));
+      panes[1].node.replaceChildren(make("p", { class: "empty" }, "This task has no other trajectory."));
     }
   }
 

@@ -2,15 +2,15 @@
 
 const of = (values, i) => Array.isArray(values) ? values[i] : values;
 const tokenOf = new WeakMap(); // element -> [row, span, index]
-const SHADES = [["surprise", "expected", "surprising (log-probability −5 or less)"], ["mismatch", "engine and learner agree", "they differ by 1 % or more"], ["version", "older weights", "newest"]];
+const SHADES = [["surprise", "expected", "surprising (log-probability −5 or less)"], ["mismatch", "engine and learner differ by a millionth", "by 1 % or more"], ["version", "older weights", "newest"]];
 let shade = Math.max(0, SHADES.findIndex(([name]) => name === address.get("shade")));
 
 /** How strongly a token is coloured, 0 to 1. */
 function heat(span, i, newest) {
   if (!of(span.mask, i)) return 0;
-  const logprob = span.logprobs[i], learner = span.learner && span.learner[i];
+  const logprob = span.logprobs[i], mismatch = span.mismatch && span.mismatch[i];
   if (SHADES[shade][0] === "surprise") return logprob == null ? 1 : Math.min(1, -logprob / 5) ** 0.7;
-  if (SHADES[shade][0] === "mismatch") return learner == null || logprob == null ? 0 : Math.min(1, Math.abs(learner - logprob) / 0.01);
+  if (SHADES[shade][0] === "mismatch") return mismatch ? Math.max(0, Math.min(1, (Math.log10(Math.abs(mismatch)) + 6) / 4)) : 0;
   return newest[1] > newest[0] ? (of(span.versions, i) - newest[0]) / (newest[1] - newest[0]) : 0;
 }
 
@@ -66,11 +66,11 @@ const tip = make("div", { id: "tip", role: "status", hidden: "" });
 /** Show what is known of a token. */
 function readOut(node) {
   const [row, span, i] = tokenOf.get(node), [id, text] = span.tokens[i], sampled = of(span.mask, i);
-  const logprob = span.logprobs && span.logprobs[i], learner = span.learner && span.learner[i], advantage = store.value("advantage", row);
+  const logprob = span.logprobs && span.logprobs[i], mismatch = span.mismatch && span.mismatch[i], advantage = store.value("advantage", row);
   const facts = [["token id", id], ["position", span.start + i + (span.omitted && i >= span.omitted_at ? span.omitted : 0)], ["loss mask", sampled]];
   if (sampled) facts.push(
     ["log-prob, engine", logprob == null ? "not finite" : fixed(logprob, 4)], ["probability", logprob == null ? "–" : percent(Math.exp(logprob))],
-    ["log-prob, learner", learner == null ? "not trained on" : fixed(learner, 4)], ["mismatch", learner == null || logprob == null ? "–" : signed(learner - logprob, 4)],
+    ["log-prob, learner", mismatch == null ? "not trained on" : fixed(logprob + mismatch, 4)], ["mismatch", mismatch == null ? "–" : (mismatch > 0 ? "+" : "") + mismatch.toExponential(1).replaceAll("-", "−")],
     ["weight version", of(span.versions, i)], ["advantage", advantage == null ? "–" : signed(advantage)]);
   tip.replaceChildren(make("b", {}, text != null ? JSON.stringify(visible(text)) : "text not recorded"),
     make("dl", {}, facts.flatMap(([label, value]) => [make("dt", {}, label), make("dd", {}, String(value))])));
