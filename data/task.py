@@ -30,6 +30,7 @@ REWARDS = (
     "tests",  # the repository's tests, run in the sandbox
     "judge_physics",  # a judge model compares with the reference solution
     "judge_equality",  # a judge model decides whether two answers are equal
+    "judge_rubric",  # a judge model gives points by a rubric
     "ifbench",  # the official instruction-following verifier, loose
 )
 

@@ -311,9 +311,9 @@ async def check_gradable(recipe: Recipe, tasks: Iterable[Task]) -> None:
             kind = grader.kind(task)
             if recipe.mode not in kind.modes:
                 raise InputError(f"task {task.id} is graded by running tests, which needs mode: sandbox")
-            if kind.needs == "judge":
+            if kind.needs == "judge" and not recipe.grader.judge:
                 raise InputError(
-                    f"task {task.id} is graded by a judge model ({task.reward}), which training has none of"
+                    f"task {task.id} is graded by a judge model ({task.reward}), and there is none (grader.judge=URL)"
                 )
             if is_own(task.reward) and task.reward not in recipe.code:
                 raise InputError(

@@ -4,6 +4,7 @@ A score means the answer was judged. Whenever it could not be, GraderFailed is r
 zero.
 """
 
+import logging
 from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
@@ -11,6 +12,7 @@ from typing import ClassVar
 from sandboxrl.data.errors import InputError, nearest
 from sandboxrl.data.plugin import is_own
 from sandboxrl.data.task import Task
+from sandboxrl.envs.grading.judge import endpoint_judge
 from sandboxrl.envs.grading.kinds import kind_of
 from sandboxrl.envs.grading.mathematics import compared
 from sandboxrl.envs.grading.own import own_kind
@@ -19,6 +21,7 @@ from sandboxrl.envs.grading.protocol import Judge, Kind, Means, Sandboxes
 from sandboxrl.envs.grading.release_rules import RULES
 from sandboxrl.envs.sandbox.protocol import Sandbox
 
+_LOG = logging.getLogger(__name__)
 SCHEMES = ("strict", "reference")
 
 
@@ -36,6 +39,14 @@ class GraderConfig:
     """For one answer in such a process."""
     kinds: dict[str, str] = field(default_factory=dict)
     """Your own kinds by name: `NAME: rewards.py:score`. A name of our table is graded by yours."""
+    judge: str = ""
+    """The URL of an OpenAI-compatible server whose model judges the `judge_` kinds; empty: none."""
+    judge_model: str = ""
+    """That server's name for it."""
+    judge_key_env: str = "OPENAI_API_KEY"
+    """Environment variable that holds its key, on every node."""
+    judge_cache: str = ""
+    """Folder of verdicts, so that the same answer is judged once; empty: none is kept."""
     ifbench: str = ""
     """A checkout of allenai/IFBench; empty: the installed package."""
 
@@ -50,6 +61,9 @@ class Grader:
         self.config = config or GraderConfig()
         if self.config.scheme not in SCHEMES:
             raise InputError(f"unknown grader scheme {self.config.scheme!r}{nearest(self.config.scheme, SCHEMES)}")
+        if judge is None and self.config.judge:
+            given = (self.config.judge, self.config.judge_model, self.config.judge_key_env, self.config.judge_cache)
+            judge = endpoint_judge(*given)
         self._judge = judge
         self._workers = Workers(self.config.workers, self.config.deadline_s)
         self._own_workers = Workers(self.config.workers, self.config.deadline_s, whole_environment=True)
@@ -96,4 +110,6 @@ class Grader:
         await self._workers.close()
         await self._own_workers.close()
         if self._judge is not None:
+            if any(self._judge.usage.values()):
+                _LOG.info("judging has cost %s", ", ".join(f"{name} {n:,}" for name, n in self._judge.usage.items()))
             await self._judge.close()

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from sandboxrl.data.errors import InputError, nearest
 from sandboxrl.data.plugin import is_own
 from sandboxrl.envs.grading.ifbench import IFBENCH
-from sandboxrl.envs.grading.judge import JUDGE_EQUALITY, JUDGE_PHYSICS
+from sandboxrl.envs.grading.judge import JUDGE_EQUALITY, JUDGE_PHYSICS, JUDGE_RUBRIC
 from sandboxrl.envs.grading.letters import CHOICE, CHOICES
 from sandboxrl.envs.grading.mathematics import MATH
 from sandboxrl.envs.grading.numbers import NUMBER
@@ -31,6 +31,7 @@ KINDS: dict[str, Kind] = {
     "tests": TESTS,
     "judge_physics": JUDGE_PHYSICS,
     "judge_equality": JUDGE_EQUALITY,
+    "judge_rubric": JUDGE_RUBRIC,
     "ifbench": IFBENCH,
 }
 

@@ -39,6 +39,9 @@ class Rubric:
 class Judge(Protocol):
     """What grades by asking a model (`sandboxrl.envs.grading.judge.ModelJudge`)."""
 
+    usage: dict[str, int]
+    """What judging has cost so far."""
+
     async def grade(self, task: Task, answer: str, rubric: Rubric) -> float:
         """Raises GraderFailed."""
         ...

@@ -117,4 +117,6 @@ def _verdict(prompt: str, seed: int) -> str:
     equal = len(said) == 2 and said[0] == said[1]
     if "## Equivalence Judgement" in prompt:
         return f"## Equivalence Judgement\n{'TRUE' if equal else 'FALSE'}\n## Justification\nCompared as text."
+    if "<rubric>" in prompt:
+        return "10" if equal else "0"
     return "CORRECT" if equal else "INCORRECT"

@@ -5,8 +5,10 @@ import json
 
 import pytest
 
+from sandboxrl.data.errors import InputError
 from sandboxrl.data.task import Task
-from sandboxrl.envs.grading.judge import EQUALITY, PHYSICS, JudgeConfig, ModelJudge
+from sandboxrl.envs.grading import Grader, GraderConfig
+from sandboxrl.envs.grading.judge import EQUALITY, PHYSICS, RUBRIC, JudgeConfig, ModelJudge
 from sandboxrl.envs.grading.protocol import GraderFailed
 from sandboxrl.envs.grading.rehearsal import RehearsedPolicy
 from sandboxrl.envs.policy.protocol import EngineLost
@@ -106,3 +108,38 @@ def test_verdicts_are_cached_by_content(tmp_path):
 
 def test_repeats_are_averaged():
     assert judged(Replies("CORRECT", "INCORRECT", "CORRECT", "CORRECT"), repeats=4) == 0.75
+
+
+@pytest.mark.parametrize(
+    ("reply", "points"),
+    [("10", 1.0), ("Good.\n7", 0.7), ("0", 0.0), ("**8**", 0.8), ("8/10", 0.8), ("Points: 3", 0.3), ("11", None),
+     ("ten", None), ("7\nbecause", None), ("", None), ("between 3 and 4", None)],
+)  # fmt: skip
+def test_points_of_a_rubric(reply, points):
+    assert RUBRIC.read(reply) == points
+
+
+def test_a_rubric_is_shown_and_the_cost_is_counted():
+    task = Task("t", "s", "Write a line.", "A line.", "judge_rubric", metadata={"rubric": "Rhymes."})
+    assert "Rhymes." in RUBRIC.prompt(task, "x") and "</candidate> y" not in RUBRIC.prompt(task, "</candidate> y")
+    replies = Replies("hm", "It rhymes.\n9")
+    judge = ModelJudge(RehearsedPolicy(replies), "judge-1")
+    assert asyncio.run(judge.grade(task, "x", RUBRIC)) == 0.9
+    assert judge.usage["asked"] == 2 and judge.usage["tokens_read"] > 100 and judge.usage["tokens_written"] > 0
+
+
+def test_training_has_a_judge_where_the_recipe_names_one():
+    task = Task("t", "s", "q", "g", "judge_rubric")
+
+    async def check(config):
+        grader = Grader(config)
+        try:
+            await grader.check(task)
+        finally:
+            await grader.close()
+
+    asyncio.run(check(GraderConfig(judge="http://127.0.0.1:9/v1", judge_model="j")))
+    with pytest.raises(InputError, match="none is configured"):
+        asyncio.run(check(GraderConfig()))
+    with pytest.raises(InputError, match="judge_model"):
+        Grader(GraderConfig(judge="http://127.0.0.1:9/v1"))
