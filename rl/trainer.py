@@ -102,7 +102,11 @@ class InFlight:
             return known
         self.journal.dispatched(index, task)
         group = await self.workers.sample_group(task, index, self.group_size)
-        await self.journal.completed(group)
+        keeping = asyncio.ensure_future(self.journal.completed(group))
+        try:
+            await asyncio.shield(keeping)
+        finally:
+            await keeping  # also where the run goes back to a checkpoint just now
         return group
 
     async def oldest(self) -> Group:

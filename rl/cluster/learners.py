@@ -18,7 +18,7 @@ from ray.exceptions import RayError, RayTaskError
 from sandboxrl.data.plugin import Code
 from sandboxrl.rl.cluster.connect import cause, stacks_of_actors, whereabouts
 from sandboxrl.rl.cluster.placement import Placement
-from sandboxrl.rl.cluster.workers import RayWorkers, raised, wait_for_start
+from sandboxrl.rl.cluster.workers import RayWorkers, died, raised, wait_for_start
 from sandboxrl.rl.config import Recipe
 from sandboxrl.rl.engine.config import KV_CACHE, WEIGHTS, garbage_left_alone, on_cpu, weight_backend
 from sandboxrl.rl.grpo import LossConfig, find_policy_loss
@@ -106,20 +106,31 @@ class RayLearners:
         watch.stacks.append(self._stacks)
 
     async def start(self, version: int = 0, checkpoint: str = "") -> None:
-        """Load the model, and the state of `checkpoint` where one is given."""
+        """Load the model, and the state of `checkpoint` where one is given. A rank that dies meanwhile is no reason to
+        give up, `watch.learner_restarts` times. Raises LearnerLost, RunFailed, InputError."""
+        for left in reversed(range(self._watch.config.learner_restarts + 1)):
+            try:
+                await self._start(version, checkpoint)
+                return
+            except LearnerLost:
+                if not left:
+                    raise
+                await self.stop()
+
+    async def _start(self, version: int, checkpoint: str) -> None:
         config, code = self._recipe.learner_of_run, code_of(self._recipe)
         self._ranks = [
             LearnerRank.options(**self._placement.of_rank(rank)).remote(rank, config, code)
             for rank in range(config.world_size)
         ]
-        self._where = await wait_for_start(self._watch, "learners", [rank.where.remote() for rank in self._ranks])
-        [address] = await wait_for_start(self._watch, "learners", [self._ranks[0].address.remote()])
+        self._where = await self._started([rank.where.remote() for rank in self._ranks])
+        [address] = await self._started([self._ranks[0].address.remote()])
         recipe = self._recipe
         starting = [
             rank.setup.remote(address, self._model_dir, recipe.loss, recipe.sampling.temperature)
             for rank in self._ranks
         ]
-        await wait_for_start(self._watch, "learners", starting)
+        await self._started(starting)
         if checkpoint:
             loading = [rank.load.remote(checkpoint) for rank in self._ranks]
             await self._all(loading, f"reading {checkpoint}", self._watch.config.save_s)
@@ -128,6 +139,14 @@ class RayLearners:
     def node(self) -> str:
         """The Ray node of rank 0, which publishes the weights."""
         return str(self._where[0]["node"])
+
+    async def _started(self, references: list[Any]) -> list[Any]:
+        try:
+            return await wait_for_start(self._watch, "learners", references)
+        except RunFailed as error:
+            if died(error) or await self._dead_rank():
+                raise LearnerLost(str(error)) from error
+            raise
 
     async def restart(self, version: int, checkpoint: str = "") -> None:
         """Put fresh ranks in the place of all that are there."""

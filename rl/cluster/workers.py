@@ -84,9 +84,18 @@ class RayWorkers:
     async def start(self) -> None:
         check_runs_here(self._recipe.engine_of_run)
         count = self._recipe.num_workers
-        self.take([self._spawn(worker) for worker in range(count)])
         with self._log.progress.stage("engines and sandboxes"):
-            await self._start(self._handles)
+            for left in reversed(range(MAX_REPLACEMENTS_IN_A_ROW)):
+                self.take([self._spawn(worker) for worker in range(count)])
+                try:
+                    await self._start(self._handles)
+                    break
+                except RunFailed as error:
+                    if not left or not died(error):
+                        raise
+                    for handle in self._handles:
+                        self._forget(handle)
+                        ray.kill(handle)
         seconds = [self._where[handle]["seconds"] for handle in self._handles]
         for stage in seconds[0]:
             self._log.progress.done(f"of it {stage}", max(one[stage] for one in seconds))
@@ -383,6 +392,11 @@ async def wait_for_start(watch: Watch, who: str, references: list[Any]) -> list[
         raise RunFailed(f"the {who} did not start within {limit_s:.0f} s; the cluster has {have}") from None
     except RayError as error:
         raise raised(f"the {who} did not start", error) from error
+
+
+def died(error: RunFailed) -> bool:
+    """Whether an actor died; one that says itself why it cannot start would say so again."""
+    return isinstance(error.__cause__, RayError) and not isinstance(error.__cause__, RayTaskError)
 
 
 def raised(what: str, error: RayError) -> Exception:

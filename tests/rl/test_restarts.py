@@ -12,6 +12,7 @@ from ray.exceptions import ActorDiedError, RayTaskError
 from sandboxrl.data.errors import InputError
 from sandboxrl.data.task import Task
 from sandboxrl.rl.cluster.learners import RayLearners
+from sandboxrl.rl.cluster.placement import Placement
 from sandboxrl.rl.learner.checkpoint import Checkpoints
 from sandboxrl.rl.reports.run_folder import Log, read_jsonl
 from sandboxrl.rl.run import _train_to_the_end
@@ -129,7 +130,8 @@ def test_what_becomes_of_a_rank_that_fails(
     """Dead, out of memory or over its deadline: the machine's doing. Anything else would come again."""
 
     async def ask() -> None:
-        learners = RayLearners(recipe_in(tmp_path), "", Watch(WatchConfig(), tmp_path, lambda line: None))
+        recipe, watch = recipe_in(tmp_path), Watch(WatchConfig(), tmp_path, lambda line: None)
+        learners = RayLearners(recipe, "", watch, Placement(recipe, gpus=False))
         learners._ranks = [Rank(state) for state in ranks]
         learners._watch.stacks.clear()
         await learners._all([answers(one) for one in outcomes], "update 7", 0.3)

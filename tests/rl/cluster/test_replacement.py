@@ -15,6 +15,7 @@ import ray
 from sandboxrl.data.task import Task
 from sandboxrl.envs.trajectory import StopReason, Trajectory
 from sandboxrl.rl.cluster.connect import whereabouts
+from sandboxrl.rl.cluster.placement import Placement
 from sandboxrl.rl.cluster.workers import RayWorkers
 from sandboxrl.rl.config import load_recipe
 from sandboxrl.rl.reports.run_folder import Log
@@ -37,7 +38,7 @@ class Idle:
     async def start(self) -> dict[str, Any]:
         if not self.starts:
             os._exit(1)
-        return whereabouts()
+        return whereabouts() | {"seconds": {}}
 
     async def sample(self, task: Task, seed: int, sampling: Any) -> Trajectory:
         await asyncio.sleep(0.5)
@@ -62,7 +63,7 @@ class Workers(RayWorkers):
     starts: Callable[[int], bool] = staticmethod(lambda number: True)
     num_spawned = 0
 
-    def _spawn(self) -> Any:
+    def _spawn(self, worker: int) -> Any:
         self.num_spawned += 1
         return Idle.options(num_cpus=0, max_concurrency=100).remote(self.starts(self.num_spawned - 1))
 
@@ -80,7 +81,7 @@ def living(folder: Path, work: Callable[[Workers], Awaitable[None]], **changes: 
     recipe = load_recipe(ROOT / "recipes/tiny.yaml", [f"out={folder}", "name=run", "num_workers=2", *words])
     log = Log(recipe, 0, token_text=str)
     watch = Watch(recipe.watch, recipe.run_dir, log.say)
-    workers = Workers(recipe, "", log, watch)
+    workers = Workers(recipe, "", log, watch, Placement(recipe, gpus=False))
 
     async def live() -> None:
         watching = asyncio.create_task(watch.run())
