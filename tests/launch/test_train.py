@@ -13,6 +13,7 @@ import pytest
 
 from sandboxrl.data.files import read_jsonl
 from sandboxrl.launch.__main__ import main
+from tests.launch.promises import check_finished
 from tests.ray_cluster import RayCluster
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -124,26 +125,10 @@ def test_nothing_is_left_of_a_run_however_it_is_ended_and_it_goes_on(tmp_path: P
     words = ["./recipes/tiny.yaml", *settings(tmp_path, model_folder, f"steps={done + 1}")]
     last = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env=on_path())
     assert last.returncode == 0, last.stdout[-3000:] + last.stderr[-3000:]
-    check_finished(tmp_path / "run", steps=done + 1)
+    check_finished(tmp_path / "run", steps=done + 1, evaluated="validation")
     assert main(["export", str(tmp_path / "run"), "--step", str(done + 1), "--out", str(tmp_path / "exported")]) == 0
     names = {file.name for file in (tmp_path / "exported").iterdir()}
     assert {"model.safetensors", "config.json", "tokenizer.json"} <= names
-
-
-def check_finished(run: Path, steps: int) -> None:
-    """The folder of a run that evaluates on a set `validation`."""
-    summary = json.loads((run / "summary.json").read_text())
-    assert summary["status"] == "finished" and summary["steps"] == steps
-    assert list(summary["eval_before"]) == list(summary["eval_after"]) == ["validation"]
-    assert 0 < summary["logprob_max"] < 1e-3
-    for name in ("recipe.yaml", "metrics.jsonl", "report.html", "log.txt", "trajectories/step_000001.jsonl"):
-        assert (run / name).stat().st_size > 0, name
-    rows = [row for row in read_jsonl(run / "metrics.jsonl") if "loss" in row]
-    assert [row["step"] for row in rows] == list(range(1, steps + 1))
-    promised = "reward/mean reward/std groups/informative turns/mean tokens/sampled tokens/environment staleness/max"
-    promised += " mismatch/logprob_max mismatch/kl loss grad_norm clip_fraction time/step_s time/rollout_s time/learn_s"
-    promised += " time/sync_s usage/external usage/files usage/computation"
-    assert not set(promised.split()) - set(rows[0])
 
 
 def heed_ctrl_c() -> None:
