@@ -1,6 +1,6 @@
 """Training runs of which a part is killed with SIGKILL again and again must end as if nothing had been.
 
-    found = killed_training(folder, model, Setting(staleness=0, ranks=1), num_kills=10, seed=0)
+    python -m bench.chaos_training --model start:tiny [--kills 10] [--seed 0] --out FILE.json
 
 A victim is drawn each time: the driver (then the same command is started again), a rollout worker, a learner rank, the
 nursery that forks the sandboxes, a grading process; and a moment. What must hold: every run ends by itself with all its
@@ -8,6 +8,7 @@ steps; each group is trained on once; at staleness 0 the weights are those of a 
 the replay of its own log, bit for bit; no process is left.
 """
 
+import argparse
 import contextlib
 import json
 import os
@@ -15,6 +16,7 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -181,8 +183,33 @@ def table(all_found: list[Found]) -> str:
     return "\n".join(lines)
 
 
+SETTINGS = (Setting(0, 1), Setting(1, 2, "tcp", 2), Setting(0, 2), Setting(1, 1))
+
+
+def main() -> int:
+    """Exit code 1 where anything was wrong."""
+    parser = argparse.ArgumentParser(prog="python -m bench.chaos_training", description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="start:tiny", help="a model folder, or start:tiny")
+    parser.add_argument("--kills", type=int, default=10, help="of each run")
+    parser.add_argument("--seed", type=int, default=0, help="of who is killed, and when")
+    parser.add_argument("--settings", type=int, default=len(SETTINGS), help="how many of the settings, one run each")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    args = parser.parse_args()
+    found: list[Found] = []
+    with tempfile.TemporaryDirectory(prefix="sandboxrl-chaos-") as folder:
+        for number, setting in enumerate(SETTINGS[: args.settings]):
+            found.append(killed_training(Path(folder), args.model, setting, args.kills, args.seed + number))
+            args.out.write_text(to_json(found) + "\n")
+            print(table(found), flush=True)
+    return int(any(one.problems for one in found))
+
+
 def to_json(all_found: list[Found]) -> str:
     rows = [
         {"setting": f.setting.name, "kills": dict(f.kills), "problems": f.problems, "s": f.seconds} for f in all_found
     ]
     return json.dumps(rows, indent=2)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
