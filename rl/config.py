@@ -99,7 +99,8 @@ class Recipe:
     CARRIED_OUT: ClassVar = frozenset(
         {
             "name", "out", "steps", "retries", "max_lost_groups", "max_logprob_mismatch", "save_trajectories_every",
-            "num_workers", "cluster", "evaluation", "checkpoint", "wandb", "tensorboard", "guards", "watch",
+            "num_workers", "placement", "cluster", "evaluation", "checkpoint", "wandb", "tensorboard", "guards",
+            "watch",
         }
     )  # fmt: skip
     """Keys and whole sections of how a run is carried out: they may change when it goes on, and the log says from which
@@ -227,6 +228,10 @@ class Recipe:
                 raise InputError(
                     f"{part}.nodes: has no effect with placement: together, which binds both to their GPUs"
                 )
+        if self.engine.sleeps:
+            raise InputError("engine.sleeps: placement: together sets it; it has no effect of its own")
+        if self.engine.keep_kv and not self.max_staleness:
+            raise InputError("engine.keep_kv: has no effect with max_staleness: 0, where no request meets new weights")
         _ = self.engine_of_run  # raises where a knob of the engine does not go with the placement
         if self.limits.max_tokens > self.engine.max_model_len:
             raise InputError(

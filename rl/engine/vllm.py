@@ -335,18 +335,19 @@ class VllmEngine:
         self._paused = self._asleep
 
     def _fall_asleep(self) -> int:
-        import torch
-
         self._pause()
-        free = 0 if on_cpu() else torch.cuda.mem_get_info()[0]
-        self._llm.sleep(level=2, mode="keep")
-        self._asleep = True
-        if not on_cpu():
-            return int(torch.cuda.mem_get_info()[0] - free)
-        from sandboxrl.rl.engine.vllm_cpu import drop_kv_cache
+        if on_cpu():
+            from sandboxrl.rl.engine.vllm_cpu import drop_kv_cache
 
-        [self._kv_sizes] = self._llm.collective_rpc(drop_kv_cache)
-        return sum(self._kv_sizes)
+            self._llm.sleep(level=2, mode="keep")
+            [self._kv_sizes] = self._llm.collective_rpc(drop_kv_cache)
+            freed = sum(self._kv_sizes)
+        else:
+            before = sum(self._llm.collective_rpc(_free_bytes))
+            self._llm.sleep(level=2, mode="keep")
+            freed = sum(self._llm.collective_rpc(_free_bytes)) - before
+        self._asleep = True
+        return freed
 
     def _wake(self, part: str) -> None:
         self._llm.wake_up([part])
@@ -374,6 +375,13 @@ class VllmEngine:
         assert self._loop is not None
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(settle_all)
+
+
+def _free_bytes(worker: Any) -> int:
+    """Of the worker's GPU."""
+    import torch
+
+    return int(torch.cuda.mem_get_info(worker.device)[0])
 
 
 def _sampled(output: Any) -> Sampled:

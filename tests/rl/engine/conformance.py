@@ -169,6 +169,7 @@ RELIED_ON = (
     Says(CORE, "EngineCore.wake_up", ("self.resume_scheduler()",)),
     Takes(WORKER, "Worker.sleep", ("level",)),
     Takes(WORKER, "Worker.wake_up", ("tags",)),
+    Says(WORKER, "Worker.init_device", ("self.device = torch.device",)),
     Says("vllm/v1/executor/abstract.py", "", ("SLEEP_TAGS = frozenset(('weights', 'kv_cache'))",)),
     Says("vllm/device_allocator/cumem.py", "CuMemAllocator.wake_up", ("data.tag not in DEFERRABLE_TAGS",)),
     # weight transfer, the engine's end

@@ -46,7 +46,11 @@ def test_the_shipped_recipes_fit_what_they_say(name, overrides, gpu_gb, num_gpus
     [
         ("qwen3_coder_30b_a3b", (), "the learner needs 101 GB on each GPU and has 80: raise learner.world_size"),
         ("qwen3_4b_1gpu", (), "learner.offload=true"),
-        ("qwen3_4b_1gpu_80gb", ("learner.offload=false", "learner.max_tokens_per_row=8192"), "engine .* and learner"),
+        (
+            "qwen3_4b_1gpu_80gb",
+            ("learner.offload=false", "learner.max_tokens_per_row=8192", "limits.max_tokens=8192"),
+            "engine .* and learner",
+        ),
         ("qwen3_4b", ("engine.gpu_memory_utilization=0.2",), "KV cache holds 0.51 of one sequence"),
     ],
 )
@@ -68,6 +72,13 @@ def test_together_needs_as_many_ranks_as_engine_gpus():
     assert recipe.engine_of_run.sleeps
     assert recipe_with(recipe, world_size=1) is None
     assert recipe_with(recipe, world_size=4).num_workers == 2
+
+
+@pytest.mark.parametrize("words", [("engine.sleeps=true",), ("engine.keep_kv=true",)])
+def test_a_knob_without_effect_is_refused(words):
+    with pytest.raises(InputError, match="has no effect"):
+        recipe_and_shape("qwen3_4b", *words)
+    recipe_and_shape("qwen3_4b", "engine.keep_kv=true", "max_staleness=1")
 
 
 def test_what_is_searched_fits_and_what_is_left_out_does_not():
