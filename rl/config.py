@@ -226,7 +226,7 @@ class Recipe:
         for part in ("engine", "learner"):
             if self.placement == "together" and getattr(self, part).nodes:
                 raise InputError(
-                    f"{part}.nodes: has no effect with placement: together, which binds both to their GPUs"
+                    f"{part}.nodes: has no effect with placement: together, which binds them to GPUs"
                 )
         if self.engine.sleeps:
             raise InputError("engine.sleeps: placement: together sets it; it has no effect of its own")
