@@ -225,9 +225,7 @@ class Recipe:
             )
         for part in ("engine", "learner"):
             if self.placement == "together" and getattr(self, part).nodes:
-                raise InputError(
-                    f"{part}.nodes: has no effect with placement: together, which binds them to GPUs"
-                )
+                raise InputError(f"{part}.nodes: has no effect with placement: together, which binds them to GPUs")
         if self.engine.sleeps:
             raise InputError("engine.sleeps: placement: together sets it; it has no effect of its own")
         if self.engine.keep_kv and not self.max_staleness:

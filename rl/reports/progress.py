@@ -46,7 +46,7 @@ class Progress:
         self._what, self._done, self._total, self._tokens, self._note = "", 0, 0, 0, ""
         self._since = self._told = time.monotonic()
         self._share, self._left_s = 0.0, float("nan")
-        self._ended = threading.Event()
+        self._ended, self._unwritable = threading.Event(), False
         self._live: Live | None = None
         self._teller: threading.Thread | None = None
 
@@ -116,6 +116,8 @@ class Progress:
         """Print a line that stays; with `json`, its `event` instead (default: the text as a message)."""
         with self._lock:
             self._told = time.monotonic()
+            if self._unwritable:
+                return
             if self.style == "json":
                 text = json.dumps(event or {"event": "message", "text": text}, ensure_ascii=False)
             try:
@@ -123,9 +125,8 @@ class Progress:
                     self._live.console.print(Text(text), soft_wrap=True)
                 else:
                     print(text, file=self._out, flush=True)
-            except (OSError, ValueError):
-                self._out = None
-                self.style = "quiet"
+            except (OSError, ValueError):  # a closed terminal, a full disk: what goes on is in log.txt
+                self._unwritable = True
 
     def detail(self, text: str, event: Mapping[str, Any] | None = None) -> None:
         """A line that `quiet` leaves out."""
