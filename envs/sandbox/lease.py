@@ -6,17 +6,18 @@ import os
 import resource
 
 MAX_OPEN_FILES = 1 << 20
-_held: set[int] = set()
+_held: dict[int, int] = {}
+"""Descriptor -> inode of the socket: a number that somebody else closed may mean something else by now."""
 
 
 def hold(descriptor: int) -> None:
     """From now on children that are forked get an empty descriptor in its place."""
-    _held.add(descriptor)
+    _held[descriptor] = os.fstat(descriptor).st_ino
 
 
 def release(descriptor: int) -> None:
     """It is about to be closed, here as elsewhere."""
-    _held.discard(descriptor)
+    _held.pop(descriptor, None)
 
 
 def raise_open_files() -> None:
@@ -30,8 +31,13 @@ def raise_open_files() -> None:
 
 def _let_go() -> None:
     nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    for descriptor in _held:
-        os.dup2(nothing, descriptor, inheritable=False)  # its number stays taken: whoever closes it closes nothing else
+    for descriptor, inode in _held.items():
+        try:
+            same = os.fstat(descriptor).st_ino == inode
+        except OSError:  # it was closed, and the number is free
+            continue
+        if same:  # its number stays taken: whoever closes it closes nothing else
+            os.dup2(nothing, descriptor, inheritable=False)
     os.close(nothing)
     _held.clear()
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -36,9 +37,10 @@ def first_process(command_line: bytes) -> int:
 
 def test_a_kill_from_outside_is_the_machines(machine):
     async def body(box):
-        await box.exec("sleep 4321 >/dev/null 2>&1 &")
+        mark = str(random.randrange(10**8, 10**9))  # other runs of this test may be under way on the machine
+        await box.exec(f"sleep {mark} >/dev/null 2>&1 &")
         await asyncio.sleep(0.3)
-        os.kill(first_process(b"sleep\x004321\x00"), signal.SIGKILL)
+        os.kill(first_process(f"sleep\0{mark}\0".encode()), signal.SIGKILL)
         with pytest.raises(SandboxDied):
             await box.exec("sleep 5")
         with pytest.raises(SandboxDied):
@@ -49,9 +51,10 @@ def test_a_kill_from_outside_is_the_machines(machine):
 
 def test_a_sandbox_that_alone_does_not_answer_is_its_own(machine):
     async def body(box):
-        await box.exec("sleep 4322 >/dev/null 2>&1 &")
+        mark = str(random.randrange(10**8, 10**9))
+        await box.exec(f"sleep {mark} >/dev/null 2>&1 &")
         await asyncio.sleep(0.3)
-        first = first_process(b"sleep\x004322\x00")
+        first = first_process(f"sleep\0{mark}\0".encode())
         os.kill(first, signal.SIGSTOP)
         with pytest.raises(SandboxEnded, match="while others do answer"):
             await box.exec("true", timeout_s=0.1)

@@ -4,6 +4,7 @@ import asyncio
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from sandboxrl.envs.sandbox import lease
 from sandboxrl.envs.sandbox.cgroups import PREFIX
 from sandboxrl.envs.sandbox.protocol import Limits
 
@@ -65,6 +67,23 @@ def test_a_forked_child_does_not_keep_the_sandboxes_of_its_dead_parent(machine):
             os.killpg(owner.pid, signal.SIGKILL)  # the forked child
 
     machine.call(owned)
+
+
+def test_a_number_that_means_something_else_by_now_is_left_alone():
+    ours, theirs = socket.socketpair()
+    lease.hold(ours.fileno())
+    number = ours.fileno()
+    ours.close()
+    theirs.close()
+    reader, writer = os.pipe()
+    assert number in (reader, writer)
+    if os.fork() == 0:
+        os.write(writer, b"it is mine")
+        os._exit(0)
+    os.close(writer)
+    assert os.read(reader, 100) == b"it is mine"
+    os.close(reader)
+    os.wait()
 
 
 def left_by(machine, backend) -> list[str]:
