@@ -424,7 +424,7 @@ def main() -> int:
         parser.error("--out is needed")
     if on_cpu() and not args.tiny:
         parser.error("no GPU build of vLLM here; --tiny runs the same parts with small shapes")
-    args.model = resolve_model(args.model, seed=0)
+    args.model = resolve_model(args.model)
     with tempfile.TemporaryDirectory() as folder:
         make_model(folder, args.model, args.tiny)
         measures = run(args, folder)
