@@ -10,16 +10,18 @@ One pass; it holds hashes, not texts.
 
 import hashlib
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from sandboxrl.data.building import gives_away, shown_before
-from sandboxrl.data.context import Question, plain
+from sandboxrl.data.context import Question, plain, weak
 from sandboxrl.data.task import Task
 
 NGRAM = 13
 """Words in a row that two texts do not share by chance (as in the GPT-3 paper's appendix C)."""
+MAX_UNSUPPORTED = 10
 MIN_WORDS = 5
 """A shorter question is too common to be called the same."""
 
@@ -29,6 +31,7 @@ CHECKS = {
     "examples": "no example shows the answer",
     "names": "no file name shows the answer",
     "documents": "no document is empty or missing",
+    "distractors": "no distractor holds the answer, in whatever spelling",
     "characters": "no control characters",
     "overlap": "nothing in common with the evaluation sets",
 }
@@ -56,6 +59,9 @@ class Examination:
             "documents": [],
             "documents of a task, characters": [],
         }
+        self.unsupported: list[Finding] = []
+        """The first tasks whose free answer stands in none of their documents."""
+        self._extractive: Counter[bool] = Counter()
         self._ids: set[tuple[str, str]] = set()
         self._seen: dict[bytes, str] = {}
         self._evaluated: dict[int, str] = {}
@@ -77,6 +83,10 @@ class Examination:
             self._found("examples", task, f"an example shows {task.gold!r} or asks the same")
         if gives_away(task.documents, question):
             self._found("names", task, f"{task.gold!r} stands in a name of {sorted(task.documents)[:8]}")
+        holding = holders(task)
+        if task.metadata.get("num_own_files") == 1 and len(holding) > 1:
+            self._found("distractors", task, f"{task.gold!r} stands in {', '.join(holding[:4])}")
+        self._count_evidence(task, bool(holding))
         for detail in _document_faults(task):
             self._found("documents", task, detail)
         for where, text in _texts(task):
@@ -96,7 +106,19 @@ class Examination:
             (name, ", ".join(f"{key} {count}" for key, count in counts.most_common()))
             for name, counts in self._counts.items()
         ]
-        return lines + [(name, _spread(values)) for name, values in self._lengths.items()]
+        lines += [(name, _spread(values)) for name, values in self._lengths.items()]
+        if total := self._extractive.total():
+            share = 100 * self._extractive[True] / total
+            lines.append(("free answers that stand in them", f"{share:.1f} % of {total:,}"))
+        return lines
+
+    def _count_evidence(self, task: Task, found: bool) -> None:
+        """Whether a free answer stands in the documents it is asked about."""
+        if not task.documents or task.options or not spellings(task.gold):
+            return
+        self._extractive[found] += 1
+        if not found and len(self.unsupported) < MAX_UNSUPPORTED:
+            self.unsupported.append(Finding(task.id, f"{task.gold[:80]!r} stands in none of its documents"))
 
     def _found(self, check: str, task: Task, detail: str) -> None:
         self.findings[check].append(Finding(task.id, detail))
@@ -113,6 +135,38 @@ class Examination:
         )
         for values, size in zip(self._lengths.values(), sizes, strict=True):
             values.append(size)
+
+
+_NUMBER_WORDS = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen twenty"
+).split()
+
+
+def spellings(gold: str) -> list[str]:
+    """The ways a text may write an answer, each `plain`; none for an answer that proves nothing by standing there."""
+    bare = "".join(c for c in unicodedata.normalize("NFKD", gold) if not unicodedata.combining(c))
+    forms = {plain(gold), plain(bare), plain(re.sub(r"(?<=\d),(?=\d{3})", "", gold))}
+    if gold.strip().isdigit() and int(gold) < len(_NUMBER_WORDS):
+        forms.add(f" {_NUMBER_WORDS[int(gold)]} ")
+    elif gold.strip().casefold() in _NUMBER_WORDS:
+        forms.add(f" {_NUMBER_WORDS.index(gold.strip().casefold())} ")
+    elif re.fullmatch(r"\d{4,}", gold.strip()):
+        forms.add(plain(f"{int(gold):,}"))
+    return [] if weak(plain(gold)) else sorted(forms - {plain("")})
+
+
+def holders(task: Task) -> list[str]:
+    """The documents that hold the answer of a question without options, in whatever spelling."""
+    forms = [] if task.options else spellings(task.gold)
+    if not forms:
+        return []
+    found = []
+    for name, text in sorted(task.documents.items()):
+        bare = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
+        if any(form in words for form in forms for words in (plain(text), plain(bare))):
+            found.append(name)
+    return found
 
 
 def _grams(words: str) -> set[int]:

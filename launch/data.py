@@ -22,6 +22,8 @@ from sandboxrl.data.reading import Rejected
 from sandboxrl.data.sources import SOURCES, describe_rejected, iter_source, source_options
 from sandboxrl.data.task import Task
 from sandboxrl.envs.grading.grader import Grader
+from sandboxrl.envs.grading.guessing import Guesses
+from sandboxrl.envs.grading.kinds import KINDS
 from sandboxrl.envs.grading.protocol import GraderFailed
 
 MAX_SHOWN = 10
@@ -130,7 +132,7 @@ def _print_commits(commits: Mapping[str, str]) -> None:
 # --------------------------------------------------------------------------------------------------------------- build
 
 
-def build(tasks: Iterable[Task], out: Path, rejected: Sequence[Rejected], commits: Mapping[str, str]) -> int:
+def build(tasks: Iterable[Task], out: Path, rejected: list[Rejected], commits: Mapping[str, str]) -> int:
     """Write the tasks one by one; the file appears only when it is whole."""
     if not out.parent.is_dir():
         raise InputError(f"--out: no such folder: {out.parent}")
@@ -140,6 +142,12 @@ def build(tasks: Iterable[Task], out: Path, rejected: Sequence[Rejected], commit
     num_tasks = num_bytes = 0
     with written_whole(out) as handle:
         for task in _watched(tasks, f"building {out.name}"):
+            if task.reward in KINDS:  # no answer could score 1: the row is as bad as one that cannot be read
+                try:
+                    KINDS[task.reward].check(task)
+                except InputError as error:
+                    rejected.append(Rejected(task.id, str(error)))
+                    continue
             num_bytes += handle.write(task.to_json().encode() + b"\n")
             num_tasks += 1
         if not num_tasks:
@@ -164,7 +172,8 @@ def check(
 ) -> int:
     """Print what the tasks are and what is wrong with them; 1 if anything is."""
     examination = Examination(against)
-    graded, unproven = asyncio.run(_examine(_watched(tasks, "checking"), examination))
+    guesser = Guesses()
+    graded, unproven = asyncio.run(_examine(_watched(tasks, "checking"), examination, guesser))
     if not examination.num_tasks:
         raise InputError(f"no task to check{'; ' + describe_rejected(rejected) if rejected else ''}")
 
@@ -184,8 +193,24 @@ def check(
     for why, count in sorted(unproven.items()):
         print(f"  --    {count:,} tasks not graded here: {why}")
     print()
+    _print_guesses(examination, guesser)
     print(f"{wrong:,} things are wrong" if wrong else "all is well")
     return 1 if wrong else 0
+
+
+def _print_guesses(examination: Examination, guesser: Guesses) -> None:
+    """What the questions give away by themselves, and ten cases for a person to look at."""
+    if lines := guesser.told():
+        print("guessed from the question alone (score of 100)")
+        for name, score in lines:
+            print(f"  {name:<42} {score}")
+    cases = [f"{task_id}: {how}" for task_id, how in guesser.given_away]
+    cases += [f"{one.task_id}: {one.detail}" for one in examination.unsupported]
+    if cases:
+        print("worst cases, to look at")
+        for case in cases[:MAX_SHOWN]:
+            print(f"  {case}")
+    print()
 
 
 def _print_check(title: str, findings: Sequence[Finding]) -> int:
@@ -197,7 +222,9 @@ def _print_check(title: str, findings: Sequence[Finding]) -> int:
     return len(findings)
 
 
-async def _examine(tasks: Iterable[Task], examination: Examination) -> tuple[dict[str, list[Finding]], dict[str, int]]:
+async def _examine(
+    tasks: Iterable[Task], examination: Examination, guesser: Guesses
+) -> tuple[dict[str, list[Finding]], dict[str, int]]:
     """Feed the examination and grade gold, silence and a wrong answer of each task; returns what failed, and how many
     were not graded and why."""
     graded: dict[str, list[Finding]] = {name: [] for name in GRADED}
@@ -210,6 +237,8 @@ async def _examine(tasks: Iterable[Task], examination: Examination) -> tuple[dic
                 chunk, await asyncio.gather(*(prove(t, grader) for t in chunk)), strict=True
             ):
                 examination.add(task)
+                if not failures and not reason and grader.kind(task) is KINDS.get(task.reward):
+                    guesser.add(task, grader.kind(task))
                 if reason:
                     unproven[reason] = unproven.get(reason, 0) + 1
                 for name, detail in failures:

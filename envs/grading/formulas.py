@@ -18,6 +18,7 @@ _SIGNS = {
 }  # fmt: skip
 _ONE_SPELLING = (
     (r"\\(?:left|right|bigl?|bigr|Bigl?|Bigr)(?![a-zA-Z])|\\displaystyle(?![a-zA-Z])|\\(?:limits|nolimits)\b", ""),
+    (r"(?<=,)\\!\s*(?=\d{3})", ""),
     (r"(?<!\\)\\[,;:!> ]|~|\\q?quad(?![a-zA-Z])", " "),
     (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
     (
@@ -34,7 +35,6 @@ _ONE_SPELLING = (
     (r"\\(?:lvert|rvert|vert)(?![a-zA-Z])", "|"),
     (r"\\lbrace(?![a-zA-Z])", r"\\{"),
     (r"\\rbrace(?![a-zA-Z])", r"\\}"),
-    (r"\\approx(?![a-zA-Z])", ""),
     (r"\\%", "%"),
     (r"\{,\}", ","),
     (r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\degree(?![a-zA-Z])", r"^{\\circ}"),
@@ -72,7 +72,15 @@ def tidy(expression: str) -> str:
     for pattern, plain in _ONE_SPELLING:
         text = re.sub(pattern, plain, text)
     text = re.sub(r"√\s*(\d+|\w|(?=\())", lambda found: rf"\sqrt{{{found[1]}}}" if found[1] else "sqrt", text)
-    return " ".join(_from_code(text).split())
+    return " ".join(_from_code(_without_about(text)).split())
+
+
+def _without_about(text: str) -> str:
+    r"""`x \approx 11` and `\approx 11` say 11; `1/3 \approx 0.3` says 1/3."""
+    exact, about, rounded = text.partition(r"\approx")
+    if not about:
+        return text
+    return rounded if re.fullmatch(r"[\s({]*(?:[a-zA-Z]|\\[a-zA-Z]+)?(?:_\{?\w+\}?)?[\s)}]*", exact) else exact
 
 
 def _from_code(text: str) -> str:

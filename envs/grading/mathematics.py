@@ -40,9 +40,10 @@ from sandboxrl.envs.grading.text import check_accepted
 _CLAUSE_END = re.compile(
     r"\b(?:because|since|as|which|so|where|when|by|from)\b|;|\.\s|\s[-\u2013\u2014]\s+(?=[a-z]{2})"
 )
-_BETWEEN_BOXES = re.compile(
-    r"[\s$.)\\]*(?:,|\band\b|\bor\b|\\text\s*\{\s*(?:and|or)\s*\})+[\s$(\\]*(?:[a-zA-Z]\s*=\s*)?"
-)
+_BETWEEN_BOXES = re.compile(r"[\s.,;()$\\]*(?:,|\band\b|\bor\b)[\s.,;()$\\]*(?:[a-zA-Z](?:_\{?\w+\}?)?\s*=\s*)?")
+_SEGMENT = re.compile(r"\$\$(.+?)\$\$|\$(.+?)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+_SAYS = re.compile(r".*\b(?:is|equals|be|are)\s+(?P<what>.+)", re.DOTALL)
+_MEASURE = re.compile(r"(?P<name>(?=[^=]*[a-zA-Z])[a-zA-Z_{}\d:|(),\s\\]+)=(?P<value>[^=]*\d[^=]*)")
 _NAMED = re.compile(r"(?:\\[a-zA-Z]+|[a-zA-Z])(?:_\{?\w+\}?)?\s*(?:\([\w,\s]*\))?\s*=")
 _PAIR = re.compile(r"[(\[][^()\[\]]*,[^()\[\]]*[)\]]")
 _SET = re.compile(r"^\\\{|\bor\b")
@@ -82,24 +83,47 @@ def _answered(answer: str) -> tuple[str, str]:
     """That expression, and the part of the answer that states it."""
     if is_unfinished(answer):
         return "", ""
-    if found := boxes(answer):
+    if (found := boxes(answer)) and not (later := _said_after(answer, found[-1][1])):
         first = len(found) - 1
         while first and _BETWEEN_BOXES.fullmatch(_between(answer, found[first - 1][1] + 1, found[first][0])):
             first -= 1
         outer = [span for span in found[first:] if not any(a < span[0] and span[1] < b for a, b in found)]
         contents = [answer[start:end] for start, end in outer or found[-1:]]
         return ", ".join(contents), ", ".join(f"\\boxed{{{content}}}" for content in contents)
+    if found:
+        return later, later
     for _, start in reversed(list(phrases(answer))):
         if value := line_from(answer, start):
             clause = _CLAUSE_END.split(value)[0].strip()
-            said = clause if clause and is_prose(tidy(value)) else value
+            said = value if not is_prose(tidy(value)) else _told(clause) or clause or value
             return said, said
-    return answer.strip(), answer
+    return (told := _told(answer) or answer.strip()), told
+
+
+def _said_after(answer: str, end: int) -> str:
+    """What an "answer is" after the last box says, where it is a formula and nothing else."""
+    for begin, start in reversed(list(phrases(answer))):
+        clause = _CLAUSE_END.split(line_from(answer, start))[0].strip()
+        if begin > end and clause and is_math_gold(clause):
+            return clause
+    return ""
+
+
+def _told(text: str) -> str:
+    """The one formula of a sentence, or what it says that something is; empty: neither, or something is denied."""
+    if not is_prose(tidy(text)) or set(_words(_SEGMENT.sub(" ", text))) & REFUTERS:
+        return ""
+    said = _SAYS.fullmatch(text.strip())
+    if said and not is_prose(tidy(said["what"])) and "\n" not in text.strip():
+        return said["what"]
+    segments = ["".join(parts) for parts in _SEGMENT.findall(text)]
+    return segments[0] if len(segments) == 1 else ""
 
 
 def _between(answer: str, start: int, end: int) -> str:
     """What stands between the end of one box and the beginning of the next."""
-    return re.sub(r"\\(?:boxed|fbox)\s*\{$", "", answer[start:end])
+    text = re.sub(r"\\(?:boxed|fbox)\s*\{$", "", answer[start:end])
+    return re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", re.sub(r"\\q?quad(?![a-zA-Z])", " ", text))
 
 
 def stated(task: Task, reply: str) -> str:
@@ -128,6 +152,8 @@ def equal(gold: str, said: str) -> bool:
         return same_words(words, said)
     if (words := whole_text(said)) is not None:
         return bool(words) and squeezed(gold).casefold() in (words, f"({words})")
+    if "=" not in said and (named := _MEASURE.fullmatch(gold)) and not _NAMED.match(gold):
+        gold = named["value"].strip()  # (p, q) = (3, 2) and |AB| = 1 may be answered by their right sides
     value, unit = split_unit(gold)
     other, other_unit = split_unit(said)
     if unit and other_unit:
