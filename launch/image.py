@@ -63,6 +63,8 @@ def build_image(args: argparse.Namespace) -> int:
     import docker
     from docker.errors import DockerException
 
+    if not (ROOT / "Dockerfile").is_file():
+        raise InputError("image build needs a checkout of sandboxrl: the installed package has no Dockerfile")
     tag = args.tag or TAGS[args.target]
     if args.wheels and not list(args.wheels.glob("*.whl")):
         raise InputError(f"--wheels {args.wheels}: no wheel there")

@@ -154,3 +154,10 @@ def test_headers_and_locked_memory(tmp_path: Path) -> None:
     (tmp_path / "Python.h").touch()
     assert doctor.judge_headers(tmp_path / "Python.h").state == "ok"
     assert [doctor.judge_locked_memory(limit).state for limit in (-1, 64 << 10)] == ["ok", "look"]
+
+
+def test_the_line_that_installs_fits_a_checkout_and_a_wheel() -> None:
+    assert doctor.in_checkout() and "make setup" in doctor.installing("cpu", checkout=True)
+    for kind in ("cpu", "gpu"):
+        line = doctor.installing(kind, checkout=False)
+        assert line.startswith("pip install") and f"'sandboxrl[{kind}]'" in line and "make" not in line
