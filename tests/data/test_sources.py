@@ -127,7 +127,7 @@ def test_the_published_rows(tmp_path: Path) -> None:
         ({"input_files": '{"a.txt": 7}'}, "document 'a.txt' is int"),
         ({"input_files": '{"../../etc/x": "y"}'}, "'../../etc/x' would leave"),
         ({"input_files": '{"/etc/x": "y"}'}, "'/etc/x' would leave"),
-        ({"input_files": '{"a": "y", "a/b/c": "z"}'}, "document 'a' is also the folder of 'a/b/c'"),
+        ({"input_files": '{"a": "y", "a/b/c": "z"}'}, "document 'a' is also the folder of document 'a/b/c'"),
         ({"input_files": "[1]"}, "'input_files' is not an object"),
         ({"input_files": {f"{i}.txt": "x" for i in range(10_000)}}, "10000 documents in one row, 1000 are allowed"),
         ({"ground_truth": None}, "'ground_truth' is null"),

@@ -37,7 +37,12 @@ def test_a_run_that_goes_on_reads_the_rows_it_began_with(tmp_path: Path) -> None
     tokenizer.save_pretrained(model)
     save(tiny_model(vocabulary=len(tokenizer)), model)
     words = [f"out={tmp_path}", "name=run", f"model.path={model}", "mode=llm", "prompt=llm", "limits.max_turns=1"]
-    words += ["tasks.max_prompt_tokens=6000", "limits.max_tokens=8000", "engine.max_model_len=8000"]
+    words += [
+        "tasks.max_prompt_tokens=6000",
+        "limits.max_tokens=8000",
+        "engine.max_model_len=8000",
+        "learner.max_tokens_per_row=8000",
+    ]
     words += ["tasks.train={rows: {source: general, dataset: ada/rows}}"]
     done = subprocess.run(
         [sys.executable, "-c", PREPARE, str(tmp_path), *words], cwd=ROOT, capture_output=True, text=True
