@@ -75,7 +75,7 @@ def _show_dry_run(console: Console, report: dict[str, Any] | None) -> None:
     if report is None:
         return
     title = (
-        f"dry run: a row of {report['row_tokens']:,} tokens on {report['ranks']} ranks, GB a rank "
+        f"dry run: a row of {report['row_tokens']:,} tokens on {report['ranks']} ranks, GB per rank "
         f"({report['seconds']:.0f} s)"
     )
     table = Table("", *report["phases"], title=title)
@@ -88,7 +88,7 @@ def _show_dry_run(console: Console, report: dict[str, Any] | None) -> None:
     console.print("It does not see, so keep free: " + ", ".join(f"{k} {v:.2f} GB" for k, v in report["unseen"].items()))
     console.print(f"A GPU must have {report['needed_gb']:.1f} GB.", highlight=False)
     if report["host_gb"]:
-        console.print(f"In host memory: {report['host_gb']:.1f} GB a rank.", highlight=False)
+        console.print(f"In host memory: {report['host_gb']:.1f} GB per rank.", highlight=False)
     most = sorted(report["operators"].items(), key=lambda item: -item[1])[: sizes.SHOWN_OPERATORS]
     console.print(f"{len(report['operators'])} operators; most often " + ", ".join(f"{k} {v}" for k, v in most))
     for size, why in report["gpus"].items():

@@ -61,7 +61,7 @@ class LearnerConfig:
     gradient_checkpointing: bool = True
     """Recompute each layer in the backward pass instead of keeping its activations."""
     offload: bool = False
-    """Keep parameters, gradients and optimizer state in host memory (16 bytes a parameter over all ranks), and let the
+    """Keep parameters, gradients and optimizer state in host memory (16 bytes per parameter, all ranks), and let the
     CPU make the optimizer step. For a GPU that cannot hold them; with `threads` raised."""
     threads: int = 1
     """CPU threads of each process."""

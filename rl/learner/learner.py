@@ -43,8 +43,6 @@ from sandboxrl.rl.learner.weights import PUBLISH_S, Publisher, full
 
 SUMS = ("loss", "held", "trained", "not_finite", "compared", "difference", "k3")
 """What is added up over rows and ranks in one optimizer step."""
-
-
 LOAD_TIMEOUT = timedelta(hours=2)
 """How long the ranks wait for each other to appear, and for rank 0 to read the model; whoever started them watches."""
 READ = "model"

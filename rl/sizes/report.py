@@ -45,11 +45,11 @@ def facts(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
     row = recipe.learner.max_tokens_per_row
     memory = learner_memory(shape, recipe.learner, row, round(row * TRAINED_SHARE), gpu)
     for part, value in memory.phases["optimizer"].items():
-        yield f"learner: {part}", f"{value / GB:.2f} GB a rank", "by formula; --dry-run runs it"
+        yield f"learner: {part}", f"{value / GB:.2f} GB per rank", "by formula; --dry-run runs it"
     if recipe.learner.offload:
-        yield "learner: state in host memory", f"{memory.host / GB:.1f} GB a rank", "learner.offload"
-    yield "learner: at its highest moment", f"{memory.peak / GB:.2f} GB a rank", "learner.max_tokens_per_row, …"
-    yield "a checkpoint on disk", f"{12 * shape.parameters / GB:.2f} GB", "12 bytes a parameter; keep, and one more"
+        yield "learner: state in host memory", f"{memory.host / GB:.1f} GB per rank", "learner.offload"
+    yield "learner: at its highest moment", f"{memory.peak / GB:.2f} GB per rank", "learner.max_tokens_per_row, …"
+    yield "a checkpoint on disk", f"{12 * shape.parameters / GB:.2f} GB", "12 bytes per parameter; keep, and one more"
     width = 4 if recipe.engine.compute_dtype(cpu=not gpu) == "float32" else 2
     cache = shape.kv_bytes_per_token(width) * recipe.limits.max_tokens
     yield "engine: KV cache of one trajectory", f"{cache / GB:.2f} GB", "limits.max_tokens"
@@ -75,10 +75,10 @@ def _chosen(recipe: Recipe, gpu: bool) -> Iterator[tuple[str, str, str]]:
     told = arguments("", recipe.engine, cpu=not gpu)
     graphs = "no CUDA graphs" if told["enforce_eager"] else "CUDA graphs"
     head = ", float32 head" if "hf_overrides" in told else ""
-    text = f"{told['dtype']}{head}, {graphs}, {told['max_num_batched_tokens']:,} tokens a step"
+    text = f"{told['dtype']}{head}, {graphs}, {told['max_num_batched_tokens']:,} tokens per step"
     yield "engine", text, "engine.dtype, .enforce_eager, .max_num_batched_tokens"
     dtype = recipe.learner.compute_dtype(gpu)
-    attention = "one call a row" if gpu and dtype == "bfloat16" else "one call a sequence"
+    attention = "one call per row" if gpu and dtype == "bfloat16" else "one call per sequence"
     yield "learner", f"{dtype}, attention with {attention}", "learner.dtype, .device"
 
 
