@@ -10,9 +10,10 @@ import pytest
 
 from sandboxrl.envs.trajectory import StopReason, Trajectory, Turn
 from sandboxrl.launch.__main__ import main
-from tests.rl.reports.pages.reading import column, texts
+from tests.rl.reports.pages.reading import column, content, texts
 from tests.rl.reports.test_analysis import STEP, SUBMIT, row
 
+ROOT = Path(__file__).resolve().parents[2]
 ROW = Trajectory("t1", "aime25", "llm", StopReason.ANSWERED, (Turn("It is 4."),), answer="4", score=1.0, reward=1.0)
 
 
@@ -64,6 +65,20 @@ def test_several_places_are_compared_here(
     assert main(["view", "a", "b"]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "compare.html")
     assert column((tmp_path / "compare.html").read_text(), "run") == ["a", "b"]
+
+
+def test_the_example_is_a_finished_run_to_look_at(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["view", "--example"]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "example.html")
+    page = (tmp_path / "example.html").read_text()
+    shown = content(page)
+    assert (shown["status"], shown["live"], shown["notes"]) == ("finished", False, [])
+    assert shown["scores"][0]["after"] > shown["scores"][0]["before"] + 0.4
+    assert shown["index"]["count"] == len(texts(page)) > 500 and all(column(page, "gold"))
+    assert (ROOT / "rl/reports/pages/assets/example.zip").stat().st_size < 1_000_000
 
 
 @pytest.mark.parametrize("words", [[], ["--example", "runs"], ["--max-mb", "0", "runs"], ["--max-mb", "nan", "runs"]])

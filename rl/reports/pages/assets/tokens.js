@@ -70,7 +70,7 @@ function readOut(node) {
   const facts = [["token id", id], ["position", span.start + i + (span.omitted && i >= span.omitted_at ? span.omitted : 0)], ["loss mask", sampled]];
   if (sampled) facts.push(
     ["log-prob, engine", logprob == null ? "not finite" : fixed(logprob, 4)], ["probability", logprob == null ? "–" : percent(Math.exp(logprob))],
-    ["log-prob, learner", mismatch == null ? "not trained on" : fixed(logprob + mismatch, 4)], ["mismatch", mismatch == null ? "–" : (mismatch > 0 ? "+" : "") + mismatch.toExponential(1).replaceAll("-", "−")],
+    ["log-prob, learner", mismatch == null ? "not recorded" : fixed(logprob + mismatch, 4)], ["mismatch", mismatch == null ? "–" : (mismatch > 0 ? "+" : "") + mismatch.toExponential(1).replaceAll("-", "−")],
     ["weight version", of(span.versions, i)], ["advantage", advantage == null ? "–" : signed(advantage)]);
   tip.replaceChildren(make("b", {}, text != null ? JSON.stringify(visible(text)) : "text not recorded"),
     make("dl", {}, facts.flatMap(([label, value]) => [make("dt", {}, label), make("dd", {}, String(value))])));
