@@ -1,4 +1,5 @@
 # make train   set up and run the main job: a small model learns to use a computer
+# make example set up and make the page of a finished run: example.html; nothing is trained
 # make test    set up and run the tests
 # make lint    set up, then check style and types
 # make setup   set up: .venv and the sandbox
@@ -10,13 +11,16 @@ ARGS ?=
 RUN := source .venv/bin/activate &&
 LINT := ruff check -q . && ruff format -q --check . && mypy
 
-.PHONY: help train test setup lint
+.PHONY: help train example test setup lint
 
 help:
-	@sed -n 's/^# //p' Makefile | head -6
+	@sed -n 's/^# //p' Makefile | head -7
 
 train: .venv/.ready
 	@$(RUN) python -m sandboxrl.launch train recipes/tiny.yaml name=$(NAME) $(ARGS)
+
+example: .venv/.ready
+	@$(RUN) python -m sandboxrl.launch view --example
 
 # Three processes: one runs the heavy tests one after the other (they mostly wait for processes to start), two the others.
 # The longest are told at the end, and why a test was skipped.

@@ -29,7 +29,7 @@ RUN_BY = {
     r"sandboxrl run( .*)?": "tests/launch/test_run.py",
     r"sandboxrl export( .*)?": "tests/launch/test_train.py",
     r"sandboxrl analyze( .*)?": "tests/launch/test_analyze.py",
-    r"sandboxrl view( .*)?": "tests/launch/test_view.py",
+    r"make example|sandboxrl view( .*)?": "tests/launch/test_view.py",
     r"sandboxrl data( .*)?": "tests/launch/test_data.py",
     r"sandboxrl sweep( .*)?": "tests/launch/test_sweep_run.py",
     r"sandboxrl check( .*)?": "tests/rl/learner/test_checkpoint.py",
