@@ -25,6 +25,7 @@ SANDBOXRL_REAL_DATA).
 """
 
 import argparse
+import ast
 import contextlib
 import csv
 import io
@@ -41,12 +42,13 @@ from typing import Any
 
 from bench.report import measure, write_report
 from sandboxrl.data.benchmarks import load_benchmark
+from sandboxrl.data.errors import InputError
 from sandboxrl.data.formats.swebench import END, EXIT_CODE, RUNNERS, START
 from sandboxrl.data.task import Task
 from sandboxrl.envs.grading.ifbench import ifbench_score
 from sandboxrl.envs.grading.judge import EQUALITY
 from sandboxrl.envs.grading.letters import choice
-from sandboxrl.envs.grading.mathematics import math_score
+from sandboxrl.envs.grading.mathematics import is_math_gold, math_score
 from sandboxrl.envs.grading.release_rules import reference_score
 from sandboxrl.envs.grading.test_logs import READERS, resolved
 
@@ -58,13 +60,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.graders", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--rows", type=Path, default=os.environ.get("SANDBOXRL_REAL_DATA"), help="folder of real rows")
+    told = "a math-verify checkout or source archive, unpacked: its own test cases are judged too"
+    parser.add_argument("--math-verify", type=Path, metavar="DIR", help=told)
+    parser.add_argument("--only", nargs="*", choices=[*GRADERS, MATH_VERIFY], help="a part of it")
     parser.add_argument("--raw", type=Path, help="JSON file for the disagreements, with examples")
     args = parser.parse_args()
-    if args.rows is None:
+    graders = dict(GRADERS)
+    if args.math_verify:
+        graders[MATH_VERIFY] = lambda rows: math_verify_tests(args.math_verify)
+    graders = {name: cases for name, cases in graders.items() if not args.only or name in args.only}
+    if args.rows is None and set(graders) != {MATH_VERIFY}:
         parser.error("--rows (or SANDBOXRL_REAL_DATA) must name the folder of real rows")
     found: dict[str, Any] = {}
     raw: dict[str, Any] = {}
-    for name, cases in GRADERS.items():
+    for name, cases in graders.items():
         print(f"{name} …", file=sys.stderr, flush=True)
         seen = list(cases(args.rows))
         kept = [case for case in seen if not isinstance(case[2], Exception)]
@@ -237,6 +246,27 @@ def math(rows: Path) -> Iterator[Case]:
     for kind, task, answer in math_answers(rows):
         said = [task.gold, answer]
         yield kind, said, _quiet(compute_score, answer, task.gold), math_score(task.gold, answer)
+
+
+MATH_VERIFY = "math_verify_tests"
+
+
+def math_verify_tests(folder: Path) -> Iterator[Case]:
+    """The (gold, answer, verdict) cases of math-verify's own tests, by the file that holds them. A gold that is prose
+    is refused here when its row is read."""
+    for file in sorted((folder / "tests").glob("test_*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call) or getattr(node.func, "attr", "") != "parametrize" or len(node.args) < 2:
+                continue
+            try:
+                rows = ast.literal_eval(node.args[1])
+            except ValueError:
+                continue  # cases that are computed
+            for row in rows:
+                if isinstance(row, tuple) and [type(one) for one in row[:2]] == [str, str] and len(row) == 3:
+                    gold, answer, verdict = row
+                    official: Any = float(verdict) if is_math_gold(gold) else InputError("the gold is prose")
+                    yield file.stem, [gold, answer], official, math_score(gold, answer) if is_math_gold(gold) else None
 
 
 def letter_answers(rows: Path) -> Iterator[tuple[str, Task, str]]:
