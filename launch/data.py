@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     tasks = open_tasks(args.source, args.options, args.strict, rejected, commits)
     if args.action == "build":
         return build(tasks, args.out, rejected, commits)
-    against = []
+    against: list[Task] = []
     for word in args.against:
         name, _, path = word.partition("=")
         bad: list[Rejected] = []

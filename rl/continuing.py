@@ -113,6 +113,6 @@ def leaves(section: DictConfig, prefix: str = "") -> Iterator[tuple[str, object]
     """`a.b` and its value for every key of a recipe."""
     for name, value in section.items():
         if isinstance(value, DictConfig):
-            yield from leaves(value, f"{prefix}{name}.")
+            yield from leaves(value, f"{prefix}{name!s}.")
         else:
-            yield f"{prefix}{name}", value
+            yield f"{prefix}{name!s}", value

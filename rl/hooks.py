@@ -46,9 +46,9 @@ class Hooks:
 
 def load_hooks(values: Sequence[str]) -> Hooks:
     """`values` name functions, or classes that are made once and called. Raises InputError."""
-    named = {}
+    named: dict[str, Any] = {}
     for value in values:
-        hook = plugged(value, {}, "hooks", _wrong)
+        hook: Any = plugged(value, {}, "hooks", _wrong)
         named[value] = hook() if inspect.isclass(hook) else hook
     return Hooks(named)
 

@@ -295,7 +295,8 @@ class TokenText:
     """Text of single tokens, each decoded once."""
 
     def __init__(self, chat_format: ChatFormat) -> None:
-        self._format, self._known = chat_format, {}
+        self._format = chat_format
+        self._known: dict[int, str] = {}
 
     def __call__(self, token: int) -> str:
         if token not in self._known:

@@ -62,6 +62,17 @@ def ray_cluster() -> Iterator[RayCluster]:
         yield cluster
 
 
+@pytest.fixture
+def ray_left(ray_cluster: RayCluster) -> Iterator[None]:
+    """For tests that start Ray themselves: this process is in no cluster meanwhile."""
+    import ray
+
+    ray.shutdown()
+    yield
+    ray.shutdown()
+    ray_cluster.join()
+
+
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A random model of 0.2M parameters with a tokenizer of bytes, as a Hugging Face folder. Do not write into it."""

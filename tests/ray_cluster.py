@@ -15,6 +15,11 @@ class RayCluster:
     job_server: str
     """http://HOST:PORT, as `ray job submit --address` and a sweep's `cluster` take it."""
 
+    def join(self) -> None:
+        import ray
+
+        ray.init(address=self.address, log_to_driver=False)
+
 
 @contextmanager
 def running_cluster() -> Iterator[RayCluster]:
@@ -26,8 +31,9 @@ def running_cluster() -> Iterator[RayCluster]:
 
     with own_cluster() as cluster:
         cluster.add_node(num_cpus=8, resources={RESOURCE: SANDBOXES}, dashboard_agent_listen_port=0)
-        ray.init(address=cluster.address, log_to_driver=False)
+        found = RayCluster(cluster.address, f"http://{cluster.webui_url}")
+        found.join()
         try:
-            yield RayCluster(cluster.address, f"http://{cluster.webui_url}")
+            yield found
         finally:
             ray.shutdown()

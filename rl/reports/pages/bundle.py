@@ -217,7 +217,7 @@ def score_table(index: Mapping[str, Any]) -> list[dict[str, Any]]:
     groups: dict[tuple[str, str, str], list[int]] = {}
     for row in range(index["count"]):
         key = tuple(names[name][columns[name][row]] for name in ("run", "source", "mode"))
-        groups.setdefault(key, []).append(row)  # type: ignore[arg-type]
+        groups.setdefault(key, []).append(row)
     table = []
     for (run, source, mode), rows in sorted(groups.items()):
         stops: dict[str, int] = {}

@@ -88,8 +88,8 @@ def parse(line: bytes) -> Line:
     return Line(one, beside, tokens or None)
 
 
-def clip(text: Any, limit: int) -> str:
-    text = str(text)
+def clip(value: Any, limit: int) -> str:
+    text = str(value)
     if len(text) <= limit:
         return text
     return f"{text[: limit * 2 // 3]}\n… {len(text) - limit} characters left out …\n{text[-(limit // 3) :]}"

@@ -44,12 +44,13 @@ def open_wandb(mode: str, project: str, name: str, run_dir: str, config: Mapping
         "resume": "allow",
         "dir": run_dir,
         "config": dict(config),
+        "mode": mode,
         "settings": wandb.Settings(console="off", silent=True, x_disable_stats=True, init_timeout=30),
     }
     try:
-        return Wandb(wandb.init(mode=mode, **options), wandb.Table), ""
+        return Wandb(wandb.init(**options), wandb.Table), ""
     except wandb.errors.CommError as error:
-        run = wandb.init(mode="offline", **options)
+        run = wandb.init(**options | {"mode": "offline"})
         news = f"its server does not answer ({one_line(error)}); the run is recorded offline in {run_dir}/wandb"
         return Wandb(run, wandb.Table), news
     except (wandb.errors.UsageError, wandb.errors.AuthenticationError) as error:

@@ -15,6 +15,7 @@ import pytest
 
 from sandboxrl.envs.sandbox import lease
 from sandboxrl.envs.sandbox.cgroups import PREFIX
+from sandboxrl.envs.sandbox.owner import owner_of
 from sandboxrl.envs.sandbox.protocol import Limits
 
 OWNER = """
@@ -89,7 +90,7 @@ def test_a_number_that_means_something_else_by_now_is_left_alone():
 def left_by(machine, backend) -> list[str]:
     """Of sandboxes of this process: containers in any state, control groups."""
     if machine.backend == "docker":
-        words = ["docker", "ps", "-a", "-q", "--filter", f"label=sandboxrl.owner={backend._owner}"]
+        words = ["docker", "ps", "-a", "-q", "--filter", f"label=sandboxrl.owner={owner_of(os.getpid())}"]
         return subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()
     return [str(path) for path in Path("/sys/fs/cgroup").rglob(f"{PREFIX}*:{os.getpid()}:*")]
 

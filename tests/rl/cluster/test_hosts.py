@@ -147,7 +147,7 @@ def test_a_cluster_without_sandboxes_says_so(ray_cluster):
         RemoteBackend.open(SandboxConfig(), resource="nowhere")
 
 
-def test_code_of_a_users_own_works_on_a_node_that_does_not_have_its_files(cluster, tmp_path):
+def test_code_of_a_users_own_works_on_a_node_that_does_not_have_its_files(ray_cluster, tmp_path):
     (tmp_path / "own.py").write_text("import helper\nasync def run(*_): return helper.WORD\nanswer = helper.WORD\n")
     (tmp_path / "helper.py").write_text("WORD = 'sent along'\n")
     value = f"{tmp_path}/own.py:answer"

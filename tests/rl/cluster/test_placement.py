@@ -45,6 +45,7 @@ class Seen:
 
 
 @pytest.mark.heavy
+@pytest.mark.usefixtures("ray_left")
 @pytest.mark.parametrize("width", [1, 2])
 def test_engines_and_ranks_of_a_bundle_see_the_same_gpus(width, tmp_path):
     """On GPUs that Ray is told of and that are not there."""
@@ -87,6 +88,7 @@ def exported(run: Path) -> dict:
 
 
 @pytest.mark.heavy
+@pytest.mark.usefixtures("ray_left")
 @pytest.mark.timeout(900)
 def test_in_turns_on_the_same_gpus_gives_the_weights_of_gpus_of_their_own(tmp_path):
     """Without a GPU: engine and learner take the same turns, and the KV cache is given back and taken again."""
@@ -105,6 +107,7 @@ def test_in_turns_on_the_same_gpus_gives_the_weights_of_gpus_of_their_own(tmp_pa
 
 
 @pytest.mark.heavy
+@pytest.mark.usefixtures("ray_left")
 @pytest.mark.timeout(900)
 def test_in_turns_while_the_next_groups_are_frozen(tmp_path):
     """At staleness 1 there are always requests in flight when the engine falls asleep. They go on afterwards, and the

@@ -5,7 +5,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from sandboxrl.rl.reports.run_folder import Log
 from sandboxrl.rl.trainer import RunFailed
 from sandboxrl.rl.watch import Watch
 
-pytestmark = pytest.mark.heavy
+pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures("ray_cluster")]
 
 ROOT = Path(__file__).resolve().parents[3]
 TASK = Task(id="t", source="s", question="?", gold="1", reward="exact")
@@ -66,14 +66,6 @@ class Workers(RayWorkers):
     def _spawn(self, worker: int) -> Any:
         self.num_spawned += 1
         return Idle.options(num_cpus=0, max_concurrency=100).remote(self.starts(self.num_spawned - 1))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    os.environ["RAY_AUTH_MODE"] = "disabled"
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 def living(folder: Path, work: Callable[[Workers], Awaitable[None]], **changes: float) -> Workers:
