@@ -29,6 +29,7 @@ SMALL = {
     "engine.max_num_seqs": 8,
     "engine.kv_cache_bytes": 64 << 20,
     "engine.enforce_eager": True,
+    "engine.weight_backend": "tcp",  # engine and learner may be on either node of the shared cluster
     "learner.max_tokens_per_row": 16384,
     "sandbox.warm": 2,
     "checkpoint.every": 1,

@@ -47,6 +47,10 @@ SMALL = [
 ]
 
 
+TCP = "engine.weight_backend=tcp"
+"""Engines and learner may be on either node of the shared cluster."""
+
+
 @pytest.fixture(scope="module")
 def docker_image() -> str:
     """The local base image; skips where there is no Docker daemon."""
@@ -97,7 +101,7 @@ def left_behind(marker: str) -> list[str]:
 def test_the_4b_recipe_runs_on_the_small_model_in_docker_sandboxes(
     tmp_path: Path, model_folder: str, docker_image: str, ray_cluster: RayCluster
 ) -> None:
-    words = ["sandbox.backend=docker", f"sandbox.image={docker_image}", f"cluster={ray_cluster.address}"]
+    words = ["sandbox.backend=docker", f"sandbox.image={docker_image}", f"cluster={ray_cluster.address}", TCP]
     summary = train(tmp_path, model_folder, "steps=1", *words, recipe="recipes/qwen3_4b.yaml")
     assert summary["status"] == "finished" and summary["dropped"] == 0
     assert modes(tmp_path) == {"sandbox"}
@@ -109,7 +113,7 @@ def test_the_4b_recipe_runs_on_the_small_model_in_docker_sandboxes(
 def test_the_baseline_recipe_runs_on_the_small_model_without_sandboxes(
     tmp_path: Path, model_folder: str, ray_cluster: RayCluster
 ) -> None:
-    words = ["steps=1", f"cluster={ray_cluster.address}"]
+    words = ["steps=1", f"cluster={ray_cluster.address}", TCP]
     assert train(tmp_path, model_folder, *words, recipe="recipes/llm_rl.yaml")["status"] == "finished"
     assert modes(tmp_path) == {"llm"}
 
@@ -191,7 +195,7 @@ def test_the_coder_recipe_as_a_ray_job_on_two_learners_and_two_workers(
 ) -> None:
     """With stale groups, and sandboxes of the nodes that offer them."""
     words = ["ray", "job", "submit", "--address", ray_cluster.job_server, "--working-dir", ".", "--"]
-    two = ["learner.world_size=2", "num_workers=2", "max_staleness=1", "steps=3", "sandbox.remote=true"]
+    two = ["learner.world_size=2", "num_workers=2", "max_staleness=1", "steps=3", "sandbox.remote=true", TCP]
     words += ["recipes/qwen3_coder_30b_a3b.yaml", *settings(tmp_path, model_folder, *two)]
     deadline = time.monotonic() + 120
     while True:  # the job server takes a while to find its node's agent
