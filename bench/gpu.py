@@ -305,6 +305,7 @@ def part_killed(plan: Plan) -> dict[str, float]:
             os.kill(pid, signal.SIGKILL)
             await publishing
             seconds = time.perf_counter() - began
+            await learners.publish(workers, 0)  # finds it dead where the first one was over before
             while survivor not in workers.members() or victim in workers.members() or len(workers.members()) < 2:
                 await asyncio.sleep(0.2)
             await learners.publish(workers, 0)
