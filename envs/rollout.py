@@ -99,6 +99,8 @@ class _Progress:
     num_prompt: int = 0
     answer: str = ""
     score: float | None = None
+    stop: StopReason = StopReason.CANCELLED
+    """Why the dialogue ended."""
     graded: bool = False
     """Nothing more is wanted of the sandbox."""
     error: str = ""
@@ -120,44 +122,15 @@ async def rollout(
     """
     started_s, clock = time.time(), time.monotonic()
     progress = _Progress()
-    grader = environment.grader
-    kind = kind_of(task.reward) if grader is None else grader.kind(task)
     try:
-        async with AsyncExitStack() as stack:
-            sandbox = None
-            hidden: dict[str, bytes] = {}
-            if environment.mode == "sandbox":
-                assert environment.pool is not None
-                sandbox = await stack.enter_async_context(environment.pool.sandbox(task.image))
-                if kind.prepare is not None:
-                    hidden = await kind.prepare(task, sandbox)
-                await _furnish(sandbox, task, files or {})
-            try:
-                stop = await _converse(task, kind, policy, environment, sandbox, seed, progress, on_turn)
-            finally:  # what was made is worth keeping, also when the engine is lost
-                if on_end is not None and sandbox is not None:
-                    await on_end(sandbox)
-            progress.answer = await _answer(task, kind, sandbox, progress.turns)
-            if grader is not None:
-                progress.score = await grader.grade(task, progress.answer, sandbox, hidden)
-            progress.graded = True
+        await _play(task, policy, environment, progress, seed, files or {}, on_turn, on_end)
+        stop = progress.stop
     except BackendUnavailable:
         raise  # the input is wrong: no trajectory can run here
-    except EngineLost as error:
-        stop, progress.error = StopReason.ENGINE_LOST, described(error)
-    except GraderFailed as error:
-        stop, progress.error = StopReason.GRADER_FAILED, described(error)
-    except ToolFailed as error:
-        stop, progress.error = StopReason.TOOL_FAILED, described(error)
-    except SandboxError as error:
-        progress.error = described(error)
-        if progress.graded:
-            pass  # only its end went wrong, and whoever ends sandboxes sees to that
-        elif isinstance(error, SandboxEnded) and progress.turns:
-            # nothing can be read of it any more: its grade is that of no answer
-            stop, progress.score = StopReason.SANDBOX_ENDED, None if grader is None else 0.0
-        else:  # the machine's doing; so is an end before the policy's first turn
-            stop = StopReason.SANDBOX_LOST
+    except (EngineLost, GraderFailed, ToolFailed, SandboxError) as error:
+        stop, progress.error = _lost(error, progress), described(error)
+        if stop is StopReason.SANDBOX_ENDED:  # nothing can be read of it any more: its grade is that of no answer
+            progress.score = None if environment.grader is None else 0.0
 
     return Trajectory(
         task_id=task.id,
@@ -175,6 +148,54 @@ async def rollout(
         wall_s=time.monotonic() - clock,
         error=progress.error,
     )
+
+
+async def _play(
+    task: Task,
+    policy: Policy,
+    environment: Environment,
+    progress: _Progress,
+    seed: int,
+    files: Mapping[str, bytes],
+    on_turn: Callable[[Turn], None],
+    on_end: Callable[[Sandbox], Awaitable[object]] | None,
+) -> None:
+    """Sandbox, dialogue, answer, grade: what came of each is in `progress`, also when a later one fails."""
+    grader = environment.grader
+    kind = kind_of(task.reward) if grader is None else grader.kind(task)
+    async with AsyncExitStack() as stack:
+        sandbox = None
+        hidden: Mapping[str, bytes] = {}
+        if environment.mode == "sandbox":
+            assert environment.pool is not None
+            sandbox = await stack.enter_async_context(environment.pool.sandbox(task.image))
+            if kind.prepare is not None:
+                hidden = await kind.prepare(task, sandbox)
+            await _furnish(sandbox, task, files)
+        try:
+            progress.stop = await _converse(task, kind, policy, environment, sandbox, seed, progress, on_turn)
+        finally:  # what was made is worth keeping, also when the engine is lost
+            if on_end is not None and sandbox is not None:
+                await on_end(sandbox)
+        progress.answer = await _answer(task, kind, sandbox, progress.turns)
+        if grader is not None:
+            progress.score = await grader.grade(task, progress.answer, sandbox, hidden)
+        progress.graded = True
+
+
+def _lost(error: Exception, progress: _Progress) -> StopReason:
+    """What an error makes of the trajectory, and whose doing it was."""
+    if isinstance(error, EngineLost):
+        return StopReason.ENGINE_LOST
+    if isinstance(error, GraderFailed):
+        return StopReason.GRADER_FAILED
+    if isinstance(error, ToolFailed):
+        return StopReason.TOOL_FAILED
+    if progress.graded:  # only the end of the sandbox went wrong, and whoever ends sandboxes sees to that
+        return progress.stop
+    if isinstance(error, SandboxEnded) and progress.turns:
+        return StopReason.SANDBOX_ENDED
+    return StopReason.SANDBOX_LOST  # the machine's doing; so is an end before the policy's first turn
 
 
 async def _converse(

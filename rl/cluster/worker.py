@@ -79,6 +79,29 @@ class _Followed:
             self._doing.command = ""
 
 
+@dataclass(frozen=True)
+class WorkerSpec:
+    """What a rollout worker needs. All but the model travels with it: another node does not see the driver's files."""
+
+    model: str
+    """A Hugging Face folder, or what `rl.hub_model.portable` made of one."""
+    engine: EngineConfig
+    sandbox: SandboxConfig
+    limits: RolloutLimits
+    arm: Arm
+    tool_set: str = ""
+    """Empty: the arm's own."""
+    tools: Sequence[str] = ()
+    call_format: str = "auto"
+    mode: str = "sandbox"
+    """In mode `llm` there are no sandboxes."""
+    chat_template: str = ""
+    """The text that replaces the model's own template."""
+    grader: GraderConfig | None = None
+    code: Code | None = None
+    """The user's own."""
+
+
 @ray.remote
 class RolloutWorker:
     """Samples many trajectories at a time. Give it `worker_environment` as its `runtime_env`.
@@ -87,53 +110,34 @@ class RolloutWorker:
     processes die with it.
     """
 
-    def __init__(
-        self,
-        model: str,
-        engine: EngineConfig,
-        sandbox: SandboxConfig,
-        limits: RolloutLimits,
-        arm: Arm,
-        tool_set: str = "",
-        tools: Sequence[str] = (),
-        call_format: str = "auto",
-        mode: str = "sandbox",
-        chat_template: str = "",
-        grader: GraderConfig | None = None,
-        code: Code | None = None,
-    ) -> None:
-        """`model` is a Hugging Face folder, or what `rl.hub_model.portable` made of one; `arm` a prompt arm, `tool_set`
-        (empty: the arm's own) the tools it offers; `chat_template` replaces the model's own. In mode `llm` there are no
-        sandboxes. All but the model travels with the arguments: a worker on another node does not see the driver's
-        files."""
-        self._model, self._engine_config, self._sandbox, self._limits = model, engine, sandbox, limits
-        self._arm, self._tool_set, self._call_format = arm, tool_set, call_format
-        self._tools, self._code = tools, code
-        self._mode, self._chat_template, self._grader_config = mode, chat_template, grader
+    def __init__(self, spec: WorkerSpec) -> None:
+        self._spec = spec
         self._doing: dict[int, _Doing] = {}
         self._numbers = itertools.count()
 
     async def start(self, version: int = 0) -> dict[str, Any]:
         """Load the model as weight version `version` and open the sandboxes; returns `whereabouts`, with the `seconds`
         of each stage. Raises EngineLost, InputError, BackendUnavailable."""
-        if self._code is not None:
-            self._code.install()
+        if self._spec.code is not None:
+            self._spec.code.install()
         seconds, started = {}, time.monotonic()
-        folder = local_folder(self._model)
+        folder = local_folder(self._spec.model)
         tokenizer = load_tokenizer(folder)
-        if self._chat_template:
-            tokenizer.chat_template = self._chat_template
-        self._format = ChatFormat(tokenizer, self._call_format)
-        self._engine = VllmEngine(folder, self._engine_config, self._format.stop_ids)
+        if self._spec.chat_template:
+            tokenizer.chat_template = self._spec.chat_template
+        self._format = ChatFormat(tokenizer, self._spec.call_format)
+        self._engine = VllmEngine(folder, self._spec.engine, self._format.stop_ids)
         self._pool = None
         tools = None
-        if self._mode == "sandbox":
-            tools = tool_set(self._tool_set or self._arm.tool_set, self._tools)
-            self._pool = _open_pool(self._sandbox)
+        if self._spec.mode == "sandbox":
+            tools = tool_set(self._spec.tool_set or self._spec.arm.tool_set, self._spec.tools)
+            self._pool = _open_pool(self._spec.sandbox)
             await self._pool.fill()
             seconds["sandboxes"] = time.monotonic() - started
-        self._grader = Grader(self._grader_config, pool=self._pool)
-        self._environment = Environment(self._arm, self._mode, self._limits, tools, self._pool, self._grader)
+        self._grader = Grader(self._spec.grader, pool=self._pool)
+        self._environment = Environment(
+            self._spec.arm, self._spec.mode, self._spec.limits, tools, self._pool, self._grader
+        )
         started = time.monotonic()
         await self._engine.start(version)
         return whereabouts() | {"seconds": seconds | {"engine": time.monotonic() - started}}

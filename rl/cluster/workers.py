@@ -23,7 +23,7 @@ from sandboxrl.envs.policy.protocol import EngineLost, Sampling
 from sandboxrl.envs.trajectory import Group, StopReason, Tokens, Trajectory
 from sandboxrl.rl.cluster.connect import cause, stacks_of_actors
 from sandboxrl.rl.cluster.placement import Placement
-from sandboxrl.rl.cluster.worker import RolloutWorker
+from sandboxrl.rl.cluster.worker import RolloutWorker, WorkerSpec
 from sandboxrl.rl.config import Recipe
 from sandboxrl.rl.engine.config import KV_CACHE, check_runs_here
 from sandboxrl.rl.own_code import code_of
@@ -316,7 +316,7 @@ class RayWorkers:
         recipe = self._recipe
         where, concurrency = self._placement.of_worker(worker), 4 * recipe.engine.max_num_seqs + 16
         options = RolloutWorker.options(**where, max_concurrency=concurrency)
-        return options.remote(
+        spec = WorkerSpec(
             model=self._model_dir,
             engine=recipe.engine_of_run,
             sandbox=replace(recipe.sandbox, rootfs=_absolute(recipe.sandbox.rootfs)),
@@ -330,6 +330,7 @@ class RayWorkers:
             chat_template=recipe.model.chat_template and Path(recipe.model.chat_template).read_text(),
             grader=replace(recipe.grader, ifbench=_absolute(recipe.grader.ifbench)),
         )
+        return options.remote(spec)
 
     async def _start(self, handles: list[Any]) -> None:
         started = [handle.start.remote() for handle in handles]

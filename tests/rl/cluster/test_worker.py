@@ -19,7 +19,7 @@ from sandboxrl.envs.rollout import RolloutLimits
 from sandboxrl.envs.sandbox.pool import open_backend
 from sandboxrl.envs.sandbox.protocol import BackendUnavailable, SandboxConfig
 from sandboxrl.envs.trajectory import StopReason
-from sandboxrl.rl.cluster.worker import RolloutWorker
+from sandboxrl.rl.cluster.worker import RolloutWorker, WorkerSpec
 from sandboxrl.rl.engine.config import EngineConfig, worker_environment
 from sandboxrl.rl.learner.weights import Publisher
 
@@ -40,7 +40,9 @@ class Cluster:
         options = RolloutWorker.options(
             num_cpus=0, max_concurrency=100, runtime_env={"env_vars": worker_environment(CONFIG)}
         )
-        worker = options.remote(self.folder, CONFIG, SandboxConfig(warm=2), LIMITS, load_arm("compact"), mode=mode)
+        worker = options.remote(
+            WorkerSpec(self.folder, CONFIG, SandboxConfig(warm=2), LIMITS, load_arm("compact"), mode=mode)
+        )
         ray.get(worker.start.remote())
         return worker
 
