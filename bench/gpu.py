@@ -369,7 +369,7 @@ def run_part(name: str, plan: Plan, limit_s: float) -> tuple[str, dict[str, floa
         return f"fail: not done within {limit_s:.0f} s", {}
     if part.returncode != 0:
         return f"fail: exit code {part.returncode}, see above", {}
-    told = json.loads(out.splitlines()[-1])
+    told = json.loads(next(line for line in reversed(out.splitlines()) if line.startswith("{")))  # a run also talks
     return (f"skipped: {told['skipped']}", {}) if "skipped" in told else ("pass", told)
 
 
