@@ -107,8 +107,8 @@ def test_filters_show_what_they_say(page: Page, report: Path) -> None:
     stops = "[...document.querySelectorAll('.row:not([hidden]) .c-stop')].map(one => one.textContent)"
     assert set(page.run(stops)) == {"max turns"}
     state = page.run("location.hash")
-    page.run("location.reload()")
-    page.until("document.querySelector('.pane .body')")
+    page.run("window.before = true, location.reload()")
+    page.until("!window.before && document.querySelector('.pane .body')")
     assert page.run("location.hash") == state and set(page.run(stops)) == {"max turns"}, "the address keeps it"
     page.run("[...document.querySelectorAll('.picks .plain')].at(-1).click()")
     assert page.run(TOLD).startswith("208 trajectories")
