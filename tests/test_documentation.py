@@ -36,6 +36,7 @@ RUN_BY = {
     r"sandboxrl status( .*)?": "tests/rl/test_watch.py",
     r"sandboxrl image( .*)?": "tests/launch/test_image.py",
     r"sandboxrl explain RECIPE": "tests/test_recipes.py",
+    r"sandboxrl explain recipes/.*": "tests/launch/test_explain.py",
     r"\./recipes/.*|ray .*": "tests/launch/test_train.py",
 }
 RUN_HERE = ("sandboxrl doctor", "sandboxrl explain qwen3_4b", "sandboxrl explain --keys", "sandboxrl explain", "make")
