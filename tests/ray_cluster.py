@@ -1,8 +1,11 @@
 """A Ray cluster for tests: a head with a job server and a second node, the only one that offers sandboxes."""
 
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 SANDBOXES = 8
 """Offered by the second node, at the same time."""
@@ -29,6 +32,8 @@ def running_cluster() -> Iterator[RayCluster]:
     from sandboxrl.rl.cluster.hosts import RESOURCE
     from sandboxrl.rl.cluster.jobs import own_cluster
 
+    # jobs find the interpreter of the recipes' first line on the path of the cluster
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     with own_cluster() as cluster:
         cluster.add_node(num_cpus=8, resources={RESOURCE: SANDBOXES}, dashboard_agent_listen_port=0)
         found = RayCluster(cluster.address, f"http://{cluster.webui_url}")

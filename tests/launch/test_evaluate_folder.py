@@ -59,4 +59,4 @@ def test_a_model_folder_is_evaluated_and_continued_after_a_kill(tmp_path, model_
     assert len(found) == 32 and all(found[key] == one for key, one in before.items())
     for one in found.values():
         assert one.score in (0.0, 1.0) and one.num_sampled > 0
-        assert sum(one.tokens.mask) == one.num_sampled  # the engine's own tokens, counted by the engine
+        assert one.tokens.mask.sum() == one.num_sampled  # the engine's own tokens, counted by the engine

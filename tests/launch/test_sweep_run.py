@@ -39,7 +39,7 @@ SMALL = {
 
 def sweep(path: Path, cluster: str = "") -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "sandboxrl.launch", "sweep", str(path), f"cluster={cluster}"],
+        [sys.executable, "-m", "sandboxrl.launch", "sweep", str(path), *([f"cluster={cluster}"] if cluster else [])],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
