@@ -22,7 +22,7 @@ MARK = re.compile(r"\((GPU|network)[;)]|\bneeds a (GPU|network)\b")
 RUN_BY = {
     # the beginning of a command, as words that may be a pattern -> the test that runs it with its own files
     r"make (train|test)( .*)?": ".ci/run",
-    r"sandboxrl train( (RUN|runs/NAME|RECIPE)( .*)?)?": "tests/launch/test_train.py",
+    r"sandboxrl train( (RUN|runs/NAME|RECIPE|tiny)( .*)?)?": "tests/launch/test_train.py",
     r"sandboxrl train --replay( .*)?": "tests/rl/test_replay.py",
     r"sandboxrl evaluate --policy .*": "tests/test_examples.py",
     r"sandboxrl evaluate( .*)?": "tests/launch/test_evaluate_folder.py",
