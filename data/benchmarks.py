@@ -111,7 +111,7 @@ _LOST_ESCAPES = {"\x07": "\\a", "\x08": "\\b", "\x0b": "\\v", "\x0c": "\\f", "\t
 _LOST = re.compile(r"[\x07\x08\x0b\x0c](?=[a-z])|\t(?=riangle|imes|ext\b|heta|an\b|o\b|frac)|\r(?=ight|ho\b|angle)")
 
 
-def mended_latex(text: str) -> str:
+def restored_latex(text: str) -> str:
     r"""LaTeX whose backslashes were read as escapes: a form feed and `rac` is `\frac` again (AIME25: 18, 19, 27)."""
     return _LOST.sub(lambda match: _LOST_ESCAPES[match[0]], text)
 
@@ -119,8 +119,8 @@ def mended_latex(text: str) -> str:
 def _aime25(where: str, row: Row, documents: Path | None) -> Task:
     if _published(row):
         task = _published_task(where, row, "aime25", "math")
-        return replace(task, question=mended_latex(task.question))
-    question = mended_latex(_text(row, *QUESTION))
+        return replace(task, question=restored_latex(task.question))
+    question = restored_latex(_text(row, *QUESTION))
     number = str(row.get("id") or row.get("problem_idx") or digest(question))
     return Task(number, "aime25", question, _text(row, *ANSWER), "math")
 

@@ -5,6 +5,7 @@ variable. One task is one JSON object a line; `Task.from_json(task.to_json()) ==
 """
 
 import dataclasses
+import difflib
 import json
 import re
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ from typing import Any
 from sandboxrl.data.errors import InputError, nearest
 from sandboxrl.data.plugin import is_own
 
+MISSPELT = 0.85
+"""How alike (0 to 1) an unknown reward is to one of REWARDS that is meant."""
 PLACEMENTS = ("sandbox", "prompt")
 REWARDS = (
     "choice",  # one option letter
@@ -60,7 +63,9 @@ class Task:
     """What a grader or report needs beyond the above. JSON values only."""
 
     def __post_init__(self) -> None:
-        if not (re.fullmatch(r"\w+", self.reward) or is_own(self.reward)):
+        # another name may be one that a recipe's `grader.kinds` has, unless it is all but one of ours
+        misspelt = self.reward not in REWARDS and difflib.get_close_matches(self.reward, REWARDS, 1, MISSPELT)
+        if misspelt or not (re.fullmatch(r"\w+", self.reward) or is_own(self.reward)):
             raise InputError(f"task {self.id}: unknown reward {self.reward!r}{nearest(self.reward, REWARDS)}")
         if self.placement not in PLACEMENTS:
             raise InputError(

@@ -74,12 +74,12 @@ class Player:
 
     def _guess(self) -> str:
         """An answer of the right form."""
-        match self.task.reward:
-            case "number":
+        match self.task.metadata["form"]:
+            case "code":
                 return str(self.rng.randrange(1000, 10000))
-            case "choice":
+            case "gate":
                 return self.rng.choice(LETTERS)
-            case "choices":
+            case "gates":
                 return ", ".join(sorted(self.rng.sample(LETTERS, self.rng.choice((2, 3)))))
             case _:
                 return " ".join(self.rng.sample(NOTE_WORDS, 3))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sandboxrl.data.benchmarks import BENCHMARKS, benchmark, load_benchmark, mended_latex
+from sandboxrl.data.benchmarks import BENCHMARKS, benchmark, load_benchmark, restored_latex
 from sandboxrl.data.errors import InputError
 from sandboxrl.envs.grading.kinds import KINDS
 from sandboxrl.envs.grading.repository_tests import parse_test_gold, score_tests
@@ -161,8 +161,8 @@ def test_null_arguments_of_ifbench_are_dropped(tmp_path):
         assert json.loads(one("ifbench", row, tmp_path).gold)["kwargs"] == [{"keyword": "sun", "n": 1.0}]
 
 
-def test_lost_escapes_are_mended():
-    assert mended_latex("$\x0crac{1}{2}$ and\t\triangle ABC\tthen") == "$\\frac{1}{2}$ and\t\\triangle ABC\tthen"
+def test_lost_escapes_are_restored():
+    assert restored_latex("$\x0crac{1}{2}$ and\t\triangle ABC\tthen") == "$\\frac{1}{2}$ and\t\\triangle ABC\tthen"
 
 
 def test_swe_bench_runs_the_tests_that_its_patch_adds(tmp_path):
