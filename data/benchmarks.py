@@ -7,6 +7,8 @@ the original release, or from a local file or folder in either schema; which sch
 Rows that were repeated for an average (AIME25 is published 16 times over) are taken once: repeats are the evaluator's
 doing. Selection is seeded and recorded row by row. A bad row is named and left out; a set without a good row is an
 error.
+
+Size: seven sets in two schemas each; the readers of rows stand beside the table that names them.
 """
 
 import contextlib

@@ -14,6 +14,8 @@ A source is a function whose keyword parameters are its options (`**builder`: th
 does not have is an error. Those of ORIGINS read published rows, a local copy (`path`) or the Hub's at one commit
 (`data.hub`), and have its options too. Rows that are wrong are left out and listed in `rejected`; with `strict` they
 are an error.
+
+Size: the options of every source are documented where the table finds them.
 """
 
 import dataclasses

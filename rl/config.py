@@ -4,6 +4,8 @@
 
 A recipe file is plain YAML. `extends: other.yaml` takes another recipe as its base. An unknown key, a value of a wrong
 type or a combination that cannot work is an InputError that names the key and the nearest valid one.
+
+Size: the keys, what they must satisfy and how a file becomes a Recipe are looked up together.
 """
 
 import ast
@@ -168,6 +170,10 @@ class Recipe:
     watch: WatchConfig = field(default_factory=WatchConfig)
 
     def __post_init__(self) -> None:
+        self._check_numbers()
+        self._check_combinations()
+
+    def _check_numbers(self) -> None:
         for key, low in (
             ("steps", 0),
             ("groups_per_step", 1),
@@ -207,6 +213,8 @@ class Recipe:
                 f"learner.minibatches: {self.learner.minibatches} optimizer steps cannot share {trajectories} "
                 f"trajectories (groups_per_step x group_size)"
             )
+
+    def _check_combinations(self) -> None:
         if self.checkpoint.best and not (self.evaluation.every or self.evaluation.after):
             raise InputError("checkpoint.best: has no effect without an evaluation after the start")
         _ = self.learner_of_run  # raises where its schedule has no room for the warm-up

@@ -145,6 +145,26 @@ def test_the_driver_of_a_run_computes_nothing() -> None:
     assert not done.stdout.split(), f"sandboxrl.rl.run loads {done.stdout.strip()}"
 
 
+def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    yield from (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
+def num_parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    names = [one.arg for one in (*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs)]
+    return len([name for name in names if name not in ("self", "cls")])
+
+
+@pytest.mark.parametrize("file", TREES, ids=str)
+def test_what_is_long_says_why(file: Path) -> None:
+    """A reason stands in the docstring and begins with `Size:`."""
+    tree = TREES[file]
+    if len((ROOT / file).read_text().splitlines()) > 420:
+        assert "Size:" in (ast.get_docstring(tree) or ""), f"{file} is above 420 lines"
+    for one in functions(tree):
+        long = (one.end_lineno or one.lineno) - one.lineno + 1 > 60 or num_parameters(one) > 8
+        assert not long or "Size:" in (ast.get_docstring(one) or ""), f"{file}: {one.name} is long or takes too much"
+
+
 def test_the_walk_from_a_recipe_to_new_weights_is_short_and_true() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text()
     walk = re.findall(r"^\| \d+ \| \**`([^`]+)`\** \|", page, re.MULTILINE)

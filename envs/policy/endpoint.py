@@ -71,6 +71,7 @@ class EndpointPolicy:
         max_backoff_s: float = 30.0,
         replay_reasoning: bool = True,
     ) -> None:
+        """Size: a client's settings, each with a default; only `base_url` and `model` must be given."""
         parts = urlsplit(base_url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise InputError(f"an endpoint is a URL such as http://localhost:8000/v1, not {_bare_url(base_url)!r}")

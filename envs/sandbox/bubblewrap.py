@@ -9,6 +9,8 @@ vanish with it.
 No sandbox runs as uid 0: mapped to the host's root, it could write `/proc/sys/kernel/core_pattern`. Root gives each a
 uid of its own; an ordinary user keeps its own. Root that may not mount (in a container) gives one uid to all of a
 backend.
+
+Size: the backend and its nursery share one protocol with the programs inside; apart, each would be half of a sentence.
 """
 
 import asyncio

@@ -103,6 +103,8 @@ def bpf(machine: str = "", counted: bool = True, system_v: bool = True) -> bytes
 
     Where memory is not `counted` by a control group, there is none that no program maps; without `system_v` no System V
     object can be made.
+
+    Size: one program, in the order in which the kernel runs it.
     """
     column, arch = _MACHINES[machine or platform.machine()]
     program: list[bytes] = []
