@@ -10,7 +10,7 @@
 | `chaos/seconds_per_kill` | from one start to the next | |
 
 The model is scripted: its answers depend on the prompt and the seed alone, so the results can be compared one by one.
-The run is let to come a random number of results further each time, and dies a random moment later.
+Each time the run is allowed a random number of further results, and is killed a random moment later.
 """
 
 import argparse

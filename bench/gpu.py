@@ -126,7 +126,7 @@ def apart(work: Callable[..., Any], *args: Any, ranks: int = 1) -> list[Any]:
 def part_doctor(plan: Plan) -> dict[str, float]:
     missing = [one for one in examine() if one.state == "missing"]
     for one in missing:
-        print(f"missing: {one.name}: {one.found}; {one.mend}", file=sys.stderr)
+        print(f"missing: {one.name}: {one.found}; {one.fix}", file=sys.stderr)
     return {"missing": len(missing)}
 
 

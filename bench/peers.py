@@ -2,7 +2,7 @@
 
     PEERS_PYTHON bench/peers.py reference|swerex IMAGE
 
-One JSON object a line in, one out. `op` is one of: start; exec (command, timeout_s); execute (command); write (files:
+One JSON object per line in, one out. `op` is one of: start; exec (command, timeout_s); execute (command); write (files:
 path to text); read (path); close. Each answer carries `seconds`, measured here around the peer's own call and nothing
 else; that of start also `container`, so that the other side can remove what a hung peer leaves.
 """

@@ -39,7 +39,7 @@ def measure(
 
 
 def write_report(path: Path, measures: dict[str, Any]) -> None:
-    """Write the measures to `path` and print them, one a line."""
+    """Write the measures to `path` and print them, one per line."""
     versions = {}
     for name in PACKAGES:
         try:

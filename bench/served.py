@@ -57,7 +57,7 @@ PROMPT_ARM = """\
 extends: compact
 system: Find the answer in /testbed/documents and write it to /testbed/answer.txt.
 """
-FIX = "Addition is wrong. Mend `add` in /testbed/calc.py."
+FIX = "Addition is wrong. Fix `add` in /testbed/calc.py."
 TEST = (
     'cd /testbed && python3 -c "from calc import add; '
     "print('PASSED' if add(2, 3) == 5 else 'FAILED', 't.py::test_add'); "

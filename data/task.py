@@ -1,7 +1,7 @@
 """A Task: what is asked, the documents it is about, and how its answer is graded.
 
 Tasks are frozen data. The gold answer stays on this side: it never enters a sandbox, a prompt or an environment
-variable. One task is one JSON object a line; `Task.from_json(task.to_json()) == task`.
+variable. One task is one JSON object per line; `Task.from_json(task.to_json()) == task`.
 """
 
 import dataclasses

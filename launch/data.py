@@ -40,7 +40,7 @@ GRADED = {
 
 def configure(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    build = actions.add_parser("build", help="write the tasks of a source to a file, one JSON object a line")
+    build = actions.add_parser("build", help="write the tasks of a source to a file, one JSON object per line")
     check = actions.add_parser("check", help="examine tasks: gold scores 1, silence 0, leaks, duplicates, lengths")
     for sub in (build, check):
         sub.add_argument(

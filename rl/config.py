@@ -91,7 +91,7 @@ class CheckpointConfig:
 @dataclass(frozen=True)
 class WandbConfig:
     mode: Literal["disabled", "offline", "online"] = "disabled"
-    """`offline` writes into the run folder, to be synchronised later."""
+    """`offline` writes into the run folder, to be synchronized later."""
     project: str = "sandboxrl"
     """Name of the wandb project."""
 
@@ -131,9 +131,9 @@ class Recipe:
     max_staleness: int = 0
     """How many updates the rollout workers may run ahead of the learner; 0: every token is on-policy."""
     replace_uninformative: int = 0
-    """Groups with equal rewards carry no gradient: up to so many a step are replaced by freshly sampled ones."""
+    """Groups with equal rewards carry no gradient: up to this many per step are replaced by newly sampled ones."""
     retries: int = 2
-    """Trajectories lost to the machine are sampled again so many times before the group goes on without them."""
+    """Trajectories lost to the machine are sampled again this many times before the group goes on without them."""
     max_lost_groups: int = 8
     """Groups lost to the machine in a row before the run stops with an error."""
     max_logprob_mismatch: float = 0.0
@@ -224,7 +224,7 @@ class Recipe:
         if self.sampling.temperature == 0:
             raise InputError("sampling.temperature: must be above 0, there is nothing to learn from one certain answer")
         if self.group_size == 1 and self.loss.advantage == "leave_one_out":
-            raise InputError("group_size: a leave-one-out advantage needs at least 2 trajectories a task, not 1")
+            raise InputError("group_size: a leave-one-out advantage needs at least 2 trajectories per task, not 1")
         engine_gpus = self.num_workers * self.engine.tensor_parallel_size
         if self.placement == "together" and engine_gpus != self.learner.world_size:
             raise InputError(

@@ -328,7 +328,7 @@ async def check_gradable(recipe: Recipe, tasks: Iterable[Task]) -> None:
 
 async def _check_backend(recipe: Recipe) -> dict[str, Any]:
     """What the sandboxes are: backend, limits as they hold here, image digest. The backend must be there before
-    anything is started; raises BackendUnavailable with the line that mends it."""
+    anything is started; raises BackendUnavailable with the command that fixes it."""
     config = recipe.sandbox
     if config.remote:
         return {"backend": config.backend, "remote": True}  # the cluster is asked when the workers start

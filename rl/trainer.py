@@ -1,4 +1,4 @@
-"""Group-relative policy optimisation for a model that acts on a computer, whole, on one page.
+"""Group-relative policy optimization for a model that acts on a computer, whole, on one page.
 
     tasks -> groups of trajectories -> rewards -> advantages -> gradient -> new weights -> (again)
               `-- Workers (vLLM) --'            `-- Learners (FSDP2) --'

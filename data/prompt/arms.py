@@ -7,10 +7,10 @@ An arm file holds the fields of `Arm` (all but `name`); `extends: other` takes o
 plain text with these placeholders, each of which is empty where it does not apply:
 
     {question}   the question
-    {options}    the options, one a line: `A. text`
+    {options}    the options, one per line: `A. text`
     {examples}   earlier tasks of the same context with their answers
     {folder}     /testbed/documents, when the documents are files in the sandbox
-    {files}      the names of those files, one a line
+    {files}      the names of those files, one per line
     {documents}  the documents themselves, when they are placed in the prompt (always so in LLM mode)
     {answer}     the note on the form of the answer, from `answers`, by the reward of the task
     {letters}    ` (A, B, C)`: the letters of this row's options; in `answers` too
@@ -140,7 +140,7 @@ def _is_empty(line: str, values: Mapping[str, str]) -> bool:
 
 
 def show_options(options: tuple[str, ...] | list[str]) -> str:
-    """`A. first` and so on, one a line."""
+    """`A. first` and so on, one per line."""
     return "\n".join(f"{chr(ord('A') + i)}. {option}" for i, option in enumerate(options))
 
 

@@ -310,7 +310,7 @@ def turn_seed(seed: int, turn: int) -> int:
 
 
 def _without_added_tokens(tokenizer: Any, added: dict[str, int]) -> Any:
-    """A copy of the tokenizer's normaliser, splitter and model that knows no added token and adds none."""
+    """A copy of the tokenizer's normalizer, splitter and model that knows no added token and adds none."""
     from tokenizers import Tokenizer
 
     state = json.loads(tokenizer.backend_tokenizer.to_str())

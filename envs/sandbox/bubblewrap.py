@@ -70,7 +70,7 @@ class Bubblewrap:
     name = "bubblewrap"
 
     def __init__(self, config: SandboxConfig) -> None:
-        """Raises BackendUnavailable when this machine cannot start a sandbox, with the line that mends it."""
+        """Raises BackendUnavailable when this machine cannot start a sandbox, with the command that fixes it."""
         self._config = config
         self._program = _find_program()
         self._bridge = Bridge.open() if config.network == "egress" else None
@@ -407,7 +407,7 @@ def _find_program() -> str:
 
 
 def _mend(said: str) -> str:
-    """What is wrong, and the line that mends it."""
+    """What is wrong, and the command that fixes it."""
     for path, good in (
         ("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "0"),
         ("/proc/sys/kernel/unprivileged_userns_clone", "1"),

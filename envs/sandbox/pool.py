@@ -27,8 +27,8 @@ def find_backend(value: str) -> Callable[[SandboxConfig], Backend]:
 
 
 def open_backend(config: SandboxConfig) -> Backend:
-    """The backend that `config` names. Raises BackendUnavailable with the line that mends it, InputError; never another
-    backend."""
+    """The backend that `config` names. Raises BackendUnavailable with the command that fixes it, InputError; never
+    another backend."""
     if config.network not in NETWORKS:
         raise InputError(f"sandbox.network={config.network!r}{nearest(config.network, NETWORKS)}")
     make = find_backend(config.backend)

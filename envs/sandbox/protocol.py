@@ -28,7 +28,7 @@ class SandboxError(Exception):
 
 
 class BackendUnavailable(SandboxError, InputError):
-    """This machine cannot run the backend; the message says what is missing and the line that mends it."""
+    """This machine cannot run the backend; the message says what is missing and the command that fixes it."""
 
 
 class SandboxDied(SandboxError):

@@ -89,7 +89,7 @@ def guard_descendants() -> None:
     """What has been started below this process so far ends with it, even when it is killed."""
     theirs, _ours = os.pipe()  # our end is never written to nor closed: the kernel closes it when this process ends
     command = [sys.executable, "-I", "-S", "-c", GUARD, *map(str, _descendants(os.getpid()))]
-    subprocess.Popen(command, stdin=theirs, start_new_session=True)  # not for it is the Ctrl-C of the terminal
+    subprocess.Popen(command, stdin=theirs, start_new_session=True)  # so that Ctrl-C in the terminal does not reach it
     os.close(theirs)
 
 

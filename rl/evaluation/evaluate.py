@@ -1,6 +1,6 @@
 """Evaluation: many trials of many tasks against one model, appended as they end, resumable at any moment.
 
-    trials ─> sample (sandboxrl.envs.rollout) ─> results.jsonl      one trajectory a line, whole or not there
+    trials ─> sample (sandboxrl.envs.rollout) ─> results.jsonl      one trajectory per line, whole or not there
                      └─ machine fault ─> failures.jsonl   tried again now, and by the next run; never scored
 
 `kill -9` loses what was in flight and nothing else: a started line without its end is cut off at the next start, and a

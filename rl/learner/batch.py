@@ -2,7 +2,7 @@
 
 A row is several whole trajectories one after the other. A trajectory is never cut: one longer than the limit has a row
 of its own. Trajectories that cannot move the weights (no advantage, or masked out) get no row but count in the
-normaliser, so the gradient is that of all of them. Every rank gets the same number of rows for the same optimizer step,
+normalizer, so the gradient is that of all of them. Every rank gets the same number of rows for the same optimizer step,
 else the collectives of the learner would wait for ever; a rank with nothing left gets rows that train nothing.
 """
 
@@ -100,7 +100,7 @@ def build_batch(
     `version` is the weight version that the learner holds now. `probes` are tokens sampled for no other purpose than
     to compare engine and learner. `kept_kv`: see EngineConfig.keep_kv.
 
-    With several minibatches trajectory i goes to minibatch i modulo their number, and each minibatch has a normaliser
+    With several minibatches trajectory i goes to minibatch i modulo their number, and each minibatch has a normalizer
     of its own. Raises ValueError for a trajectory without reward or tokens, with a log-probability that is not finite,
     or whose first token is marked as sampled: all of them faults of the caller or the engine.
     """

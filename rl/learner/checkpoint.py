@@ -62,7 +62,7 @@ class Checkpoints:
         self._run_dir = run_dir.resolve()  # learners may work in another folder
         self._folder, self._keep, self._keep_every = self._run_dir / "checkpoints", keep, keep_every
         self.problems: list[str] = []
-        """What `latest` found damaged, a line each."""
+        """What `latest` found damaged, one line each."""
         self._going_on: asyncio.Future[None] | None = None
         self._found: tuple[int, dict[str, Any]] | None = None
         """What `latest` answers until the next save: to read every byte of a large one takes a while."""

@@ -1,7 +1,7 @@
 """What a run did, in order, and the groups it has sampled: nothing that was sampled is lost to a kill.
 
-    runs/NAME/events.jsonl           one object a line: `t` (Unix time), `event`, and what it is about
-    runs/NAME/groups/000123.jsonl    a group that is sampled: a line about it, then one trajectory a line
+    runs/NAME/events.jsonl           one object per line: `t` (Unix time), `event`, and what it is about
+    runs/NAME/groups/000123.jsonl    a group that is sampled: a line about it, then one trajectory per line
 
 | event | when | also holds |
 |---|---|---|

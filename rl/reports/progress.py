@@ -1,6 +1,6 @@
 """What a person sees while something runs: stages with their times, a bar in a terminal, else a line every ten seconds.
 
-    progress = opened("auto")                  bar | lines (every 10 s) | quiet (results only) | json (an event a line)
+    progress = opened("auto")                  bar | lines (every 10 s) | quiet (results only) | json (events)
     with progress, progress.stage("model"):    "model … 3.1 s"; stages may overlap
     progress.begin("step 3/20 · sampling", 64) what is being counted now
     progress.count(tokens=812)                 one of them has ended

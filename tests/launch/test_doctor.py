@@ -1,4 +1,4 @@
-"""`sandboxrl doctor`: what is judged missing, and that each lack comes with what mends it."""
+"""`sandboxrl doctor`: what is judged missing, and that each lack comes with what fixes it."""
 
 import io
 import subprocess
@@ -38,7 +38,7 @@ GOOD = dict.fromkeys(doctor.PACKAGES, "1.0")
 )
 def test_each_fact_is_judged_and_each_lack_can_be_mended(finding: Finding, state: str) -> None:
     assert finding.state == state
-    assert bool(finding.mend) == (state != "ok")
+    assert bool(finding.fix) == (state != "ok")
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_each_fact_is_judged_and_each_lack_can_be_mended(finding: Finding, state
 def test_the_build_must_fit_the_machine(versions: dict[str, str], has_gpu: bool, states: list[str]) -> None:
     findings = doctor.judge_packages(GOOD | versions, has_gpu)
     assert [one.state for one in findings] == [*states, "ok"]
-    assert all(("EXTRA=gpu" if has_gpu else "EXTRA=cpu") in one.mend for one in findings if one.state != "ok")
+    assert all(("EXTRA=gpu" if has_gpu else "EXTRA=cpu") in one.fix for one in findings if one.state != "ok")
 
 
 def test_a_package_that_is_not_there_is_named() -> None:
@@ -73,8 +73,8 @@ def test_user_namespaces_name_the_setting_to_change(tmp_path: Path) -> None:
     assert len(settings) == 2, "a setting that this kernel lacks restricts nothing"
     finding = doctor.judge_user_namespaces(settings)
     assert finding.state == "look"
-    assert finding.mend.endswith("sysctl -w kernel.apparmor_restrict_unprivileged_userns=0")
-    assert doctor.judge_user_namespaces({"user.max_user_namespaces": "0"}).mend.endswith("max_user_namespaces=15000")
+    assert finding.fix.endswith("sysctl -w kernel.apparmor_restrict_unprivileged_userns=0")
+    assert doctor.judge_user_namespaces({"user.max_user_namespaces": "0"}).fix.endswith("max_user_namespaces=15000")
     assert doctor.judge_user_namespaces({}).state == "ok"
 
 
@@ -87,12 +87,12 @@ def test_control_groups_of_both_versions_are_known(tmp_path: Path) -> None:
 
 
 def test_a_line_to_type_is_never_wrapped_and_the_verdict_names_what_lacks() -> None:
-    mend = "sudo sysctl -w " + "kernel.some_long_setting=0 " * 8 + "[not markup]"
+    fix = "sudo sysctl -w " + "kernel.some_long_setting=0 " * 8 + "[not markup]"
     out = io.StringIO()
-    findings = [Finding("Python", "ok", "3.12"), Finding("Sandbox", "missing", "no [red]bwrap", mend)]
+    findings = [Finding("Python", "ok", "3.12"), Finding("Sandbox", "missing", "no [red]bwrap", fix)]
     doctor.show(findings, Console(file=out, width=60))
     lines = out.getvalue().splitlines()
-    assert f"  Sandbox: {mend}" in lines
+    assert f"  Sandbox: {fix}" in lines
     assert lines[-1] == "The quickstart cannot run here yet: Sandbox."
     assert any("no [red]bwrap" in line for line in lines)
 
@@ -146,7 +146,7 @@ def test_gpus_are_judged_by_what_torch_and_the_learner_need(
     ]
     findings = doctor.judge_gpus(lines, requires, nvlink)
     assert {one.name: one.state for one in findings} == states
-    assert all(one.mend for one in findings if one.state != "ok")
+    assert all(one.fix for one in findings if one.state != "ok")
 
 
 def test_headers_and_locked_memory(tmp_path: Path) -> None:

@@ -60,9 +60,9 @@ FAKE_PYTHON = (
 )
 """Passes every test where it runs."""
 POLICIES = {
-    "mends it": ([MEND], 1.0),
+    "fixes it": ([MEND], 1.0),
     "does nothing": ([], 0.0),
-    "mends it wrongly": (["sed -i 's/a - b/5/' /testbed/code_add.py"], 0.0),
+    "fixes it wrongly": (["sed -i 's/a - b/5/' /testbed/code_add.py"], 0.0),
     "searches": ([SEARCH], 0.0),
     "brings tests of its own": (
         [
@@ -80,7 +80,7 @@ POLICIES = {
         0.0,
     ),
     "replaces python": ([FAKE_PYTHON], 0.0),
-    "replaces python and mends it": ([MEND, FAKE_PYTHON], 1.0),
+    "replaces python and fixes it": ([MEND, FAKE_PYTHON], 1.0),
 }
 
 
@@ -246,7 +246,7 @@ def test_the_history_that_solves_the_task_is_gone_and_the_work_stays(tmp_path: P
     fault = git(tmp_path, "rev-parse", "HEAD").stdout
     (tmp_path / "test_1.py").write_text(TESTS)
     git(tmp_path, "add", ".")
-    git(tmp_path, "commit", "-qm", "mended")
+    git(tmp_path, "commit", "-qm", "fixed")
     git(tmp_path, "tag", "v2")
     blob = git(tmp_path, "rev-parse", "HEAD:test_1.py").stdout.strip()
     git(tmp_path, "checkout", "-q", "--detach", "HEAD~1")

@@ -83,7 +83,7 @@ def altered(**more):
     return change
 
 
-def mended(data):
+def fixed(data):
     """`read` that gives back something where it should refuse."""
 
     def change(method):
@@ -123,8 +123,8 @@ LIARS = {
     "background processes": {"exec": altered(background=lambda result: False)},
     "commands of any length and content": {"exec": lambda m: lambda c, **o: m(c[:100_000], **o)},
     "files in and out": {"write": does_nothing},
-    "files that are none": {"read": mended(b"")},
-    "links in paths": {"read": mended(b"")},
+    "files that are none": {"read": fixed(b"")},
+    "links in paths": {"read": fixed(b"")},
     "a full disk": {"write": does_nothing},
     "memory": {"exec": altered(timed_out=lambda result: True)},
     "processes": {"exec": altered(stdout=lambda result: b"3000")},

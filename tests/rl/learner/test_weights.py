@@ -49,7 +49,7 @@ def test_engine_and_learner_agree_before_and_after_changed_weights(engine, tempe
 
 @pytest.mark.heavy
 def test_this_check_sees_a_tied_head_that_kept_its_old_weights(engine):
-    """The bug that `rl.engine.vllm_cpu.repack_cpu` mends, provoked by vLLM's own reload, which says nothing about
+    """The bug that `rl.engine.vllm_cpu.repack_cpu` fixes, provoked by vLLM's own reload, which says nothing about
     it."""
     one = engine.engine
     engine.change(seed=50)
