@@ -22,12 +22,15 @@ train: .venv/.ready
 example: .venv/.ready
 	@$(RUN) python -m sandboxrl.launch view --example
 
-# Three processes: one runs the heavy tests one after the other (they mostly wait for processes to start), two the others.
-# The longest are told at the end, and why a test was skipped.
+# The heavy tests run one after the other in one process (they mostly wait for others to start), the light ones in two
+# beside it. The longest are told at the end, and why a test was skipped.
 test: .venv/.ready
-	@$(RUN) export OMP_NUM_THREADS=1; started=$$SECONDS; status=0; \
-	{ $(LINT); } & linting=$$!; trap 'kill $$linting 2>/dev/null; exit 130' INT; \
-	python -m pytest -q -n 3 --dist loadgroup --durations=25 $(ARGS) || status=1; \
+	@$(RUN) export OMP_NUM_THREADS=1; started=$$SECONDS; status=0; heavy=$$(mktemp); \
+	{ $(LINT); } & linting=$$!; \
+	python -m pytest -q -p no:xdist -m heavy --durations=25 $(ARGS) >$$heavy 2>&1 & heavily=$$!; \
+	trap 'kill $$linting $$heavily 2>/dev/null; rm -f $$heavy; exit 130' INT TERM; \
+	echo "== light tests"; python -m pytest -q -n 2 --dist loadfile -m "not heavy" --durations=25 $(ARGS) || status=1; \
+	wait $$heavily || status=1; echo "== heavy tests"; cat $$heavy; rm -f $$heavy; \
 	wait $$linting || { status=1; echo "lint: failed"; }; \
 	echo "== make test: $$([ $$status = 0 ] && echo passed || echo FAILED), $$(( (SECONDS - started) / 60 )) min $$(( (SECONDS - started) % 60 )) s"; \
 	exit $$status

@@ -1,4 +1,4 @@
-"""What all tests share: a Ray cluster, a small model, the order of the heavy ones, and how skips are told.
+"""What all tests share: a Ray cluster, a small model, and how skips are told.
 
 Heavy tests run one after the other in one process, beside the light ones (`make test`): what they share (the cluster,
 an engine) starts once, and two of them at a time would not fit into a small machine.
@@ -8,38 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from xdist.scheduler import LoadScopeScheduling
-from xdist.workermanage import WorkerController
 
 from tests.ray_cluster import RayCluster, running_cluster
-
-HEAVY = "heavy"
-
-
-class HeavyFirst(LoadScopeScheduling):
-    """Everything heavy to the first process; a file at a time to whichever of the others is free."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        return HEAVY if nodeid.endswith(f"@{HEAVY}") else nodeid.partition("::")[0]
-
-    def _assign_work_unit(self, node: WorkerController) -> None:
-        super()._assign_work_unit(node)
-        if HEAVY in self.assigned_work[node]:  # its process takes no other: light tests fork, and Ray has threads
-            node.shutdown()
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> HeavyFirst:
-    config.option.loadscopereorder = False  # the order of `pytest_collection_modifyitems`
-    return HeavyFirst(config, log)
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.get_closest_marker(HEAVY):
-            item.add_marker(pytest.mark.xdist_group(HEAVY))
-    items.sort(key=lambda item: item.get_closest_marker(HEAVY) is None)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
