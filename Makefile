@@ -23,14 +23,15 @@ example: .venv/.ready
 	@$(RUN) python -m sandboxrl.launch view --example
 
 # The heavy tests run one after the other in one process (they mostly wait for others to start), the light ones in two
-# beside it. The longest are told at the end, and why a test was skipped.
+# beside it, last those that need the machine for themselves. The longest are told at the end, and why a test was skipped.
 test: .venv/.ready
 	@$(RUN) export OMP_NUM_THREADS=1; started=$$SECONDS; status=0; heavy=$$(mktemp); \
 	{ $(LINT); } & linting=$$!; \
 	python -m pytest -q -p no:xdist -m heavy --durations=25 $(ARGS) >$$heavy 2>&1 & heavily=$$!; \
 	trap 'kill $$linting $$heavily 2>/dev/null; rm -f $$heavy; exit 130' INT TERM; \
-	echo "== light tests"; python -m pytest -q -n 2 --dist loadfile -m "not heavy" --durations=25 $(ARGS) || status=1; \
+	echo "== light tests"; python -m pytest -q -n 2 --dist loadfile -m "not heavy and not alone" --durations=25 $(ARGS) || status=1; \
 	wait $$heavily || status=1; echo "== heavy tests"; cat $$heavy; rm -f $$heavy; \
+	echo "== tests that need the machine for themselves"; python -m pytest -q -p no:xdist -m alone $(ARGS) || status=1; \
 	wait $$linting || { status=1; echo "lint: failed"; }; \
 	echo "== make test: $$([ $$status = 0 ] && echo passed || echo FAILED), $$(( (SECONDS - started) / 60 )) min $$(( (SECONDS - started) % 60 )) s"; \
 	exit $$status

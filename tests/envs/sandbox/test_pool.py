@@ -270,7 +270,7 @@ def test_a_killed_owner_leaves_nothing(machine, count):
 
 
 @pytest.mark.docker
-@pytest.mark.heavy  # the machine for itself: every other backend that starts reaps too
+@pytest.mark.alone  # every other backend that starts reaps too
 def test_the_reaper_takes_only_what_has_no_owner(machine):
     if machine.backend != "docker":
         pytest.skip("bubblewrap leaves nothing to reap: its sandboxes die with their owner")
@@ -322,7 +322,7 @@ def holdings() -> dict[str, int]:
     }
 
 
-@pytest.mark.heavy
+@pytest.mark.alone  # mounts are counted on the whole machine
 def test_nothing_leaks(machine):
     async def body(pool):
         async def cycle():
