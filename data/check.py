@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from sandboxrl.data.building import gives_away, shown_before
-from sandboxrl.data.context import Question, plain, weak
+from sandboxrl.data.context import Question, plain, spellings
 from sandboxrl.data.task import Task
 
 NGRAM = 13
@@ -135,25 +135,6 @@ class Examination:
         )
         for values, size in zip(self._lengths.values(), sizes, strict=True):
             values.append(size)
-
-
-_NUMBER_WORDS = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen twenty"
-).split()
-
-
-def spellings(gold: str) -> list[str]:
-    """The ways a text may write an answer, each `plain`; none for an answer that proves nothing by standing there."""
-    bare = "".join(c for c in unicodedata.normalize("NFKD", gold) if not unicodedata.combining(c))
-    forms = {plain(gold), plain(bare), plain(re.sub(r"(?<=\d),(?=\d{3})", "", gold))}
-    if gold.strip().isdigit() and int(gold) < len(_NUMBER_WORDS):
-        forms.add(f" {_NUMBER_WORDS[int(gold)]} ")
-    elif gold.strip().casefold() in _NUMBER_WORDS:
-        forms.add(f" {_NUMBER_WORDS.index(gold.strip().casefold())} ")
-    elif re.fullmatch(r"\d{4,}", gold.strip()):
-        forms.add(plain(f"{int(gold):,}"))
-    return [] if weak(plain(gold)) else sorted(forms - {plain("")})
 
 
 def holders(task: Task) -> list[str]:

@@ -1,6 +1,7 @@
 """A context with an ordered list of questions: what rows are turned into, and tasks are built from."""
 
 import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -32,11 +33,18 @@ class Question:
     @cached_property
     def evidence(self) -> tuple[str, ...]:
         """Texts (`plain`) that answer the question wherever they stand."""
+        return tuple(map(plain, self._right))
+
+    @cached_property
+    def spelled(self) -> tuple[str, ...]:
+        """`evidence`, in every spelling."""
+        return tuple({*self.evidence, *(form for text in self._right for form in spellings(text))})
+
+    @property
+    def _right(self) -> list[str]:
         if self.options:
-            right = [option for i, option in enumerate(self.options) if chr(ord("A") + i) in self.gold]
-        else:
-            right = [self.gold, *(str(one) for one in self.metadata.get("golds", ()))]
-        return tuple(map(plain, right))
+            return [option for i, option in enumerate(self.options) if chr(ord("A") + i) in self.gold]
+        return [self.gold, *(str(one) for one in self.metadata.get("golds", ()))]
 
 
 @dataclass(frozen=True)
@@ -114,3 +122,22 @@ def plain(text: str) -> str:
 def weak(gold: str) -> bool:
     """Whether a plain gold proves nothing by standing in a text: "yes", a letter, a small number."""
     return len(gold.strip()) < 3 or gold.strip() in _POLAR
+
+
+_NUMBER_WORDS = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen twenty"
+).split()
+
+
+def spellings(gold: str) -> list[str]:
+    """The ways a text may write an answer, each `plain`; none for an answer that proves nothing by standing there."""
+    bare = "".join(c for c in unicodedata.normalize("NFKD", gold) if not unicodedata.combining(c))
+    forms = {plain(gold), plain(bare), plain(re.sub(r"(?<=\d),(?=\d{3})", "", gold))}
+    if gold.strip().isdigit() and int(gold) < len(_NUMBER_WORDS):
+        forms.add(f" {_NUMBER_WORDS[int(gold)]} ")
+    elif gold.strip().casefold() in _NUMBER_WORDS:
+        forms.add(f" {_NUMBER_WORDS.index(gold.strip().casefold())} ")
+    elif re.fullmatch(r"\d{4,}", gold.strip()):
+        forms.add(plain(f"{int(gold):,}"))
+    return [] if weak(plain(gold)) else sorted(form for form in forms - {plain("")} if not weak(form))

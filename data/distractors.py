@@ -101,7 +101,7 @@ class Distractors:
             one = pool[i]
             if (
                 one.context_id != context_id
-                and not may_answer(one.words, question.evidence, asked)
+                and not may_answer(one.words, question.spelled, asked)
                 and not any(near_duplicates(one.sketch, other) for other in seen)
             ):
                 taken.append(one)

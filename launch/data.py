@@ -194,7 +194,7 @@ def check(
         print(f"  --    {count:,} tasks not graded here: {why}")
     print()
     _print_guesses(examination, guesser)
-    print(f"{wrong:,} things are wrong" if wrong else "all is well")
+    print(f"{wrong:,} problem{'s' * (wrong > 1)}" if wrong else "all is well")
     return 1 if wrong else 0
 
 

@@ -47,7 +47,7 @@ class EngineMemory:
 
 def learner_of(recipe: Recipe, shape: Shape, learner: LearnerConfig | None = None) -> Memory:
     """Of one rank with full rows, on a GPU."""
-    learner = learner or recipe.learner
+    learner = learner or recipe.learner_of_run
     return learner_memory(shape, learner, learner.max_tokens_per_row, round(learner.max_tokens_per_row * TRAINED_SHARE))
 
 
@@ -143,7 +143,7 @@ def candidates(recipe: Recipe, shape: Shape, gpu_bytes: float) -> list[Candidate
 
 def recipe_with(recipe: Recipe, **changes: Any) -> Recipe | None:
     """With these changes of its learner, and as many engines as go with them; None where they do not go together."""
-    learner, width = replace(recipe.learner, **changes), recipe.engine.tensor_parallel_size
+    learner, width = replace(recipe.learner_of_run, **changes), recipe.engine.tensor_parallel_size
     if recipe.placement != "together":
         return replace(recipe, learner=learner)
     if learner.world_size % width:

@@ -94,7 +94,7 @@ def dry_run_report(recipe: Recipe, gpu_gb: float | None) -> dict[str, Any]:
 
     shape, row = Shape.of(config), recipe.learner.max_tokens_per_row
     sequences = max(1, row // recipe.limits.max_tokens)
-    found = dry_run(config, recipe.learner, recipe.loss, row, sequences, round(row * TRAINED_SHARE))
+    found = dry_run(config, recipe.learner_of_run, recipe.loss, row, sequences, round(row * TRAINED_SHARE))
     formula = learner_of(recipe, shape)
     sizes = [gpu_gb] if gpu_gb is not None else list(GPUS_GB)
     return {

@@ -118,7 +118,7 @@ def test_check_finds_evaluation_tasks_among_training_tasks(tmp_path: Path) -> No
     training = write(tmp_path / "train.jsonl", leaked, Task("f", "s", "Something else?", "x", "exact"))
     done = sandboxrl("check", training, "--against", evaluation)
     assert done.returncode == 1 and "l: document a.txt: shares words with s g" in done.stdout, done.stdout
-    assert "1 things are wrong" in done.stdout
+    assert "1 problem\n" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,9 @@
 code, none a traceback or a hang, and nothing is written outside the place that the command names."""
 
 import errno
-import os
 import random
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,8 @@ import pytest
 from sandboxrl.data.errors import is_machine_fault
 from sandboxrl.launch.__main__ import VERBS, main
 from tests.launch.wrong_files import make_files
+
+ROOT = Path(__file__).resolve().parents[2]
 
 NUM_CASES = 2000
 KEYS = ["steps", "learner.learning_rate", "sandbox.warm", "tasks.train", "tasks.eval", "name", "out", "model.path",
@@ -107,19 +110,11 @@ def test_whatever_is_wrong_is_one_line_and_an_exit_code(
     assert codes[2] > NUM_CASES / 2, codes
 
 
-def test_a_fault_of_the_machine_is_exit_code_1(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    recipe = tmp_path / "run" / "recipe.yaml"
-    recipe.parent.mkdir()
-    recipe.write_text("steps: 3\n")
+def test_a_fault_of_the_machine_is_exit_code_1() -> None:
+    words = [sys.executable, "-m", "sandboxrl.launch", "explain", "--keys"]
     with open("/dev/full", "w") as full:
-        saved = os.dup(1)
-        os.dup2(full.fileno(), 1)
-        try:
-            assert main(["explain", "--keys"]) == 1
-        finally:
-            os.dup2(saved, 1)
-            os.close(saved)
-    assert capfd.readouterr().err.strip() == "sandboxrl explain: No space left on device"
+        done = subprocess.run(words, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr.strip()) == (1, "sandboxrl explain: No space left on device")
     assert is_machine_fault(OSError(errno.ENOSPC, "")) and not is_machine_fault(OSError(errno.EACCES, ""))
 
 

@@ -51,8 +51,9 @@ def test_the_experiment_may_not_change_once_it_has_begun(word: str, begun: Path,
 
 
 def test_steps_are_the_experiment_where_the_learning_rate_falls_over_them(begun: Path, tmp_path: Path) -> None:
-    assert list(changes(recipe(tmp_path, "steps=30"))) == ["steps"]
-    falling = ["learner.schedule=cosine"]
+    level, falling = ["learner.schedule=constant", "learner.schedule_floor=0"], ["learner.schedule=cosine"]
+    save_recipe(recipe(tmp_path, *level), begun / "recipe.yaml")
+    assert list(changes(recipe(tmp_path, *level, "steps=30"))) == ["steps"]
     save_recipe(recipe(tmp_path, *falling), begun / "recipe.yaml")
     with pytest.raises(InputError, match="steps=20, not 30"):
         changes(recipe(tmp_path, *falling, "steps=30"))
@@ -69,7 +70,7 @@ def test_a_copied_folder_goes_on_under_its_new_name(begun: Path, tmp_path: Path)
 def test_a_finished_run_is_left_as_it_is(begun: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (begun / "summary.json").write_text(json.dumps({"status": "finished", "steps": 20}))
     before = {file.name: file.read_bytes() for file in begun.iterdir()}
-    assert main(["train", str(TINY), f"out={tmp_path}", "name=a", "steps=10", "sandbox.warm=3"]) == 0
+    assert main(["train", str(TINY), f"out={tmp_path}", "name=a", "sandbox.warm=3"]) == 0
     assert "is finished already" in capsys.readouterr().out
     assert {file.name: file.read_bytes() for file in begun.iterdir() if file.name != ".lock"} == before
 

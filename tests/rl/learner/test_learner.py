@@ -25,6 +25,7 @@ from tests.rl.learner.test_model import tiny_mixture
 from tests.rl.tiny import VOCABULARY, tiny_model
 
 FAST = LearnerConfig(device="cpu", learning_rate=1e-3, max_tokens_per_row=128, logprob_chunk=32)
+PAPER = LossConfig(aggregation="sequence_mean_token_sum")
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +144,7 @@ def leave_one_out(groups):
 def test_the_first_gradient_is_the_plain_policy_gradient(tied, learner, checkpointing, temperature):
     """I10, and I3 and I1 with it: against separate sequences, full logits, no chunks, no rows, no clipping."""
     groups = make_groups(tied)
-    core = learner(dataclasses.replace(FAST, gradient_checkpointing=checkpointing), temperature=temperature)
+    core = learner(dataclasses.replace(FAST, gradient_checkpointing=checkpointing), PAPER, temperature=temperature)
     for row in batch_for(core, groups)[0]:
         core.backward(row, None, compare=False)
     expected = reference_gradient(tied, groups, leave_one_out, temperature)
