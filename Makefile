@@ -22,12 +22,13 @@ train: .venv/.ready
 example: .venv/.ready
 	@$(RUN) python -m sandboxrl.launch view --example
 
-# The heavy tests run one after the other in one process (they mostly wait for others to start), the light ones in two
-# beside it, last those that need the machine for themselves. The longest are told at the end, and why a test was skipped.
+# The heavy tests run one after the other, a process per file (Ray does not start twice in one without traces of the
+# first), the light ones in two processes beside them, last those that need the machine for themselves. The longest are told at the end, and why a test was skipped.
 test: .venv/.ready
 	@$(RUN) export OMP_NUM_THREADS=1; started=$$SECONDS; status=0; heavy=$$(mktemp); \
 	{ $(LINT); } & linting=$$!; \
-	python -m pytest -q -p no:xdist -m heavy --durations=25 $(ARGS) >$$heavy 2>&1 & heavily=$$!; \
+	( failed=0; for file in $$(grep -rl "mark.heavy" tests --include="test_*.py" | sort); do echo "== $$file"; \
+		python -m pytest -q -p no:xdist -m heavy --durations=3 $$file $(ARGS) || failed=1; done; exit $$failed ) >$$heavy 2>&1 & heavily=$$!; \
 	trap 'kill $$linting $$heavily 2>/dev/null; rm -f $$heavy; exit 130' INT TERM; \
 	echo "== light tests"; python -m pytest -q -n 2 --dist loadfile -m "not heavy and not alone" --durations=25 $(ARGS) || status=1; \
 	wait $$heavily || status=1; echo "== heavy tests"; cat $$heavy; rm -f $$heavy; \

@@ -1,7 +1,7 @@
 """What all tests share: a Ray cluster, a small model, and how skips are told.
 
-Heavy tests run one after the other in one process, beside the light ones (`make test`): what they share (the cluster,
-an engine) starts once, and two of them at a time would not fit into a small machine.
+Heavy tests run one after the other, a process per file, beside the light ones (`make test`): what those of a file share
+(the cluster, an engine) starts once, and two of them at a time would not fit into a small machine.
 """
 
 from collections.abc import Iterator
