@@ -2,10 +2,11 @@
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from sandboxrl.data.errors import InputError
@@ -40,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("name a recipe, for example recipes/tiny.yaml, or ask for --keys")
     recipe = load_recipe(find_recipe(args.recipe), args.overrides)
     load_arm(recipe.prompt)
-    rows = list(facts(recipe))
+    rows = list(facts(recipe, args.gpu_memory))
     report = sizes.dry_run_report(recipe, args.gpu_memory) if args.dry_run else None
     fitting = sizes.fit_report(recipe, args.gpu_memory) if args.fit else None
     if args.json:
@@ -48,17 +49,26 @@ def run(args: argparse.Namespace) -> int:
         parts = {"dry_run": report, "fit": fitting}
         print(json.dumps(said | {name: part for name, part in parts.items() if part is not None}, indent=2))
     else:
-        table = Table("", "what", "comes from", title=f"{args.recipe} -> {recipe.run_dir}", show_lines=False)
-        for column in table.columns:
-            column.overflow = "fold"
-        for what, value, source in rows:
-            table.add_row(value, what, source)
-        console.print(table)
+        show_facts(console, f"{args.recipe} -> {recipe.run_dir}", rows)
         _show_dry_run(console, report)
         _show_fit(console, fitting)
-    if report is not None and (why := sizes.first_problem(report)):
+    if why := sizes.unfit(recipe, args.gpu_memory) if report is None else sizes.first_problem(report):
         raise InputError(f"{args.recipe} does not fit: {why}")
     return 0
+
+
+def show_facts(console: Console, title: str, rows: Sequence[tuple[str, str, str]]) -> None:
+    """In columns that 80 characters hold, without breaking a key; one line per fact where nobody sees them (a pipe)."""
+    if not console.is_terminal:
+        widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+        print(title, *(f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c}".rstrip() for a, b, c in rows), sep="\n")
+        return
+    table = Table("what", "", "comes from", title=title, box=None, pad_edge=False)
+    for column, width in zip(table.columns, (28, 21, None), strict=True):
+        column.max_width, column.overflow = width, "fold"
+    for row in rows:
+        table.add_row(*map(escape, row))
+    console.print(table)
 
 
 def _gigabytes(word: str) -> float:
@@ -106,7 +116,7 @@ def _show_fit(console: Console, fitting: dict[str, list[dict[str, Any]]] | None)
         console.print(table)
 
 
-def facts(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
+def facts(recipe: Recipe, gpu_gb: float | None = None) -> Iterator[tuple[str, str, str]]:
     """(what, value, where it comes from) for everything that a person wants to know before the run."""
     trajectories = recipe.groups_per_step * recipe.group_size
     minibatches = recipe.learner.minibatches
@@ -143,7 +153,7 @@ def facts(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
     evaluations += max(0, (recipe.steps - 1) // recipe.evaluation.every) if recipe.evaluation.every else 0
     yield "evaluations", f"{evaluations}", "evaluation.before, .every, .after"
     yield from _task_facts(recipe)
-    yield from sizes.facts(recipe)
+    yield from sizes.facts(recipe, gpu_gb)
 
 
 def _task_facts(recipe: Recipe) -> Iterator[tuple[str, str, str]]:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sandboxrl.rl.start.config import SHIPPED, START_PREFIX
+
 QWEN3_4B: dict[str, Any] = {
     "model_type": "qwen3",
     "vocab_size": 151936,
@@ -129,8 +131,12 @@ class Shape:
 
 
 def config_of(path: str) -> dict[str, Any] | None:
-    """The config.json of a model folder, or of a model that is known by name; None for others."""
-    file = Path(path) / "config.json"
+    """The config.json of a model folder or of a starting policy, or of a model that is known by name; None for
+    others."""
+    folder = (
+        SHIPPED / path.removeprefix(START_PREFIX).partition("@")[0] if path.startswith(START_PREFIX) else Path(path)
+    )
+    file = folder / "config.json"
     if path and file.is_file():
         return dict(json.loads(file.read_text()))
     return KNOWN.get(path)
