@@ -14,8 +14,8 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from sandboxrl.envs.sandbox.host.seccomp import DENIED
 from sandboxrl.envs.sandbox.protocol import ANSWER, FileRefused, Sandbox
-from sandboxrl.envs.sandbox.seccomp import DENIED
 
 Attack = Callable[[Sandbox], Awaitable[None]]
 

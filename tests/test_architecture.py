@@ -16,7 +16,7 @@ HEAVY = {
     "torch": {"rl"},
     "vllm": {"rl/engine/vllm.py", "rl/engine/vllm_cpu.py", "rl/learner/weights.py"},
     "ray": {"rl", "launch"},
-    "docker": {"envs/sandbox/docker.py", "launch/image.py"},
+    "docker": {"launch/image.py"},
     "wandb": {"rl/reports/trackers/wandb.py"},
     "openai": {"envs/policy/endpoint.py", "envs/grading/judge.py"},
 }
@@ -42,12 +42,14 @@ def module_name(file: Path) -> str:
 
 
 NAMES = {module_name(file): file for file in TREES}
+WITH_SUB_ROOMS = {name.rpartition(".")[0] for name, file in NAMES.items() if file.name == "__init__.py"}
 
 
 def sub_room(module: str) -> str:
-    """The innermost package that a module lies in; a module that lies in a room itself is a sub-room of its own."""
+    """The package that a module lies in. A room may lie left and right of its sub-rooms: a module beside them, and a
+    room itself, is a sub-room of its own."""
     package = module if NAMES[module].name == "__init__.py" else module.rpartition(".")[0]
-    return module if package.count(".") < 2 else package
+    return module if package in WITH_SUB_ROOMS else package
 
 
 def imports(tree: ast.AST, depth: int = 0) -> Iterator[tuple[str, int]]:

@@ -11,7 +11,7 @@ from sandboxrl.data.errors import InputError, nearest
 from sandboxrl.data.plugin import plugged
 from sandboxrl.envs.sandbox.bubblewrap import Bubblewrap
 from sandboxrl.envs.sandbox.docker import Docker
-from sandboxrl.envs.sandbox.lease import raise_open_files
+from sandboxrl.envs.sandbox.host.lease import raise_open_files
 from sandboxrl.envs.sandbox.own import opened, wrong_shape
 from sandboxrl.envs.sandbox.protocol import NETWORKS, Backend, Sandbox, SandboxConfig, SandboxError
 

@@ -21,7 +21,7 @@ import ray
 from ray.exceptions import RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from sandboxrl.envs.sandbox import lease
+from sandboxrl.envs.sandbox.host import lease
 from sandboxrl.envs.sandbox.pool import open_backend
 from sandboxrl.envs.sandbox.protocol import (
     WORKDIR,

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from sandboxrl.envs.sandbox.host.wire import Box
 from sandboxrl.envs.sandbox.pool import Pool
 from sandboxrl.envs.sandbox.protocol import SandboxDied, SandboxEnded
-from sandboxrl.envs.sandbox.wire import Box
 
 
 def field(pid: int, name: str) -> str:

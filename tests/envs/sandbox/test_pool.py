@@ -13,10 +13,10 @@ import pytest
 
 from sandboxrl.data.errors import InputError
 from sandboxrl.envs.sandbox.docker import Docker
-from sandboxrl.envs.sandbox.owner import owner_is_dead, owner_of
+from sandboxrl.envs.sandbox.host.owner import owner_is_dead, owner_of
 from sandboxrl.envs.sandbox.pool import Pool, open_backend
 from sandboxrl.envs.sandbox.protocol import BackendUnavailable, Limits, SandboxConfig, SandboxDied
-from tests.envs.sandbox.daemon import containers_of
+from tests.envs.sandbox.docker.daemon import containers_of
 
 
 def in_pool(machine, body, warm=2, **changes):

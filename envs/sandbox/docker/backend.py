@@ -23,8 +23,10 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from sandboxrl.envs.sandbox import network, program, seccomp
-from sandboxrl.envs.sandbox.owner import owner_is_dead, owner_of
+from sandboxrl.envs.sandbox.host import program, seccomp
+from sandboxrl.envs.sandbox.host.owner import owner_is_dead, owner_of
+from sandboxrl.envs.sandbox.host.wire import HELLO_S, Box, Symptoms, executor_limits, new_id
+from sandboxrl.envs.sandbox.network import packet_filter
 from sandboxrl.envs.sandbox.protocol import (
     SHARED,
     UNCOUNTED,
@@ -36,7 +38,6 @@ from sandboxrl.envs.sandbox.protocol import (
     SandboxError,
     TmpfsSizes,
 )
-from sandboxrl.envs.sandbox.wire import HELLO_S, Box, Symptoms, executor_limits, new_id
 
 LABEL = "sandboxrl"
 OWNER_LABEL = "sandboxrl.owner"
@@ -175,7 +176,7 @@ class Docker:
             "open_files": "RLIMIT_NOFILE of each process",
             "file_bytes": "RLIMIT_FSIZE of each process",
             "output_bytes": "head and tail kept by the executor",
-            "network": network.HELD[self._config.network],
+            "network": packet_filter.HELD[self._config.network],
         }
 
     async def reap(self) -> int:
@@ -329,8 +330,8 @@ class Docker:
                 "Memory": limits.memory_bytes,
                 "MemorySwap": limits.memory_bytes,
                 "NanoCpus": int(min(limits.cpus, self._cpus) * 1e9),
-                "NetworkMode": {"none": "none", "full": "host", "egress": network.NETWORK}[self._config.network],
-                "Dns": network.resolvers() if self._config.network == "egress" else [],
+                "NetworkMode": {"none": "none", "full": "host", "egress": packet_filter.NETWORK}[self._config.network],
+                "Dns": packet_filter.resolvers() if self._config.network == "egress" else [],
                 "Sysctls": {f"kernel.{name}": value for name, value in tmpfs.system_v().items()}
                 | ({"net.ipv6.conf.all.disable_ipv6": "1"} if self._config.network == "egress" else {}),
                 "PidsLimit": limits.processes,
@@ -393,11 +394,11 @@ class Docker:
         """What the first sandbox needs once, and the reaper now and then."""
         if self._config.network == "egress" and not self._network_ready:
             try:
-                await self._request("POST", "/networks/create", network.specification())
+                await self._request("POST", "/networks/create", packet_filter.specification())
             except DaemonError as error:
                 if error.status != 409:  # it is there: another run made it
                     raise
-            await asyncio.to_thread(network.protect)
+            await asyncio.to_thread(packet_filter.protect)
             self._network_ready = True
         now = time.monotonic()
         if now - self._reaped > REAP_EVERY_S or not self._reaped:
@@ -450,7 +451,7 @@ def _etc_files(net: str) -> dict[str, bytes]:
     host's own network stay its own."""
     if net == "full":
         return {}
-    names = "".join(f"nameserver {address}\n" for address in network.resolvers()) if net == "egress" else ""
+    names = "".join(f"nameserver {address}\n" for address in packet_filter.resolvers()) if net == "egress" else ""
     hosts = "127.0.0.1 localhost\n::1 localhost\n127.0.1.1 sandbox\n"
     return {"hostname": b"sandbox\n", "hosts": hosts.encode(), "resolv.conf": names.encode()}
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sandboxrl.envs.sandbox.cgroups import MEMBERS, TOP, Cgroups
+from sandboxrl.envs.sandbox.bubblewrap.cgroups import MEMBERS, TOP, Cgroups
 from sandboxrl.envs.sandbox.pool import open_backend
 from sandboxrl.envs.sandbox.protocol import Limits, SandboxConfig
 from tests.envs.conftest import ORDINARY_UID, as_ordinary_user, in_a_child

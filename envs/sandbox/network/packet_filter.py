@@ -2,9 +2,9 @@
 
 A plain network of containers reaches the host's own services, the other machines of its network and the cloud's
 metadata address. Here sandboxes are on bridges of their own, one that Docker makes and one of ours
-(`envs/sandbox/links.py`), and what comes from a bridge passes through two chains: forwarded traffic may not go to any
-private, link-local or reserved range (but for the resolver's port 53), and nothing may be opened towards the host
-itself. Bridges and rules are shared by all runs of a machine and stay. Rules need root; an ordinary user of Docker
+(`envs/sandbox/network/links.py`), and what comes from a bridge passes through two chains: forwarded traffic may not
+go to any private, link-local or reserved range (but for the resolver's port 53), and nothing may be opened towards the
+host itself. Bridges and rules are shared by all runs of a machine and stay. Rules need root; an ordinary user of Docker
 finds the marker root left:
 
     sudo python -m sandboxrl.envs.sandbox.network
@@ -159,7 +159,3 @@ def _run(command: list[str], text: str = "") -> None:
             f"sandbox.network=egress: {' '.join(command)} failed: {done.stderr.strip()}; "
             "inside a container, start that container with --cap-add NET_ADMIN"
         )
-
-
-if __name__ == "__main__":
-    protect()

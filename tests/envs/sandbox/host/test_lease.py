@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from sandboxrl.envs.sandbox import lease
-from sandboxrl.envs.sandbox.cgroups import PREFIX
-from sandboxrl.envs.sandbox.owner import owner_of
+from sandboxrl.envs.sandbox.bubblewrap.cgroups import PREFIX
+from sandboxrl.envs.sandbox.host import lease
+from sandboxrl.envs.sandbox.host.owner import owner_of
 from sandboxrl.envs.sandbox.protocol import Limits
 
 OWNER = """

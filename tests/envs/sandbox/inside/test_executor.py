@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sandboxrl.envs.sandbox import program
+from sandboxrl.envs.sandbox.host import program
+from sandboxrl.envs.sandbox.host.wire import BATCH_BYTES, Box, cut, file_frames, wire_path
 from sandboxrl.envs.sandbox.inside.frames import FRAME, MAX_HEADER, MAX_PAYLOAD, RECORD, pack, unpack_header
 from sandboxrl.envs.sandbox.inside.processes import in_own_pid_namespace
 from sandboxrl.envs.sandbox.protocol import FileRefused, SandboxConfig, SandboxDied, SandboxEnded
-from sandboxrl.envs.sandbox.wire import BATCH_BYTES, Box, cut, file_frames, wire_path
 
 NAMES = st.binary(min_size=1, max_size=20).filter(lambda name: b"\0" not in name and b"=" not in name)
 VALUES = st.binary(max_size=50).filter(lambda value: b"\0" not in value)

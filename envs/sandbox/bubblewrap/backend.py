@@ -3,8 +3,8 @@
 `bwrap` makes once, for all sandboxes of a backend, the root that they see: read-only, the host's system directories by
 allow-list or a root filesystem folder. In it the nursery (`envs/sandbox/inside/nursery.py`) forks each sandbox, which
 has its own user, pid, mount, network, ipc, uts and cgroup namespaces, no capability, a system call filter
-(`envs/sandbox/seccomp.py`) and no way to further user namespaces. Writes go to size-limited memory filesystems that
-vanish with it.
+(`envs/sandbox/host/seccomp.py`) and no way to further user namespaces. Writes go to size-limited memory filesystems
+that vanish with it.
 
 No sandbox runs as uid 0: mapped to the host's root, it could write `/proc/sys/kernel/core_pattern`. Root gives each a
 uid of its own; an ordinary user keeps its own. Root that may not mount (in a container) gives one uid to all of a
@@ -28,12 +28,14 @@ import subprocess
 from contextlib import ExitStack
 from pathlib import Path
 
-from sandboxrl.envs.sandbox import lease, network, program, seccomp
-from sandboxrl.envs.sandbox.bubblewrap_root import DESCRIPTOR, HOME, Placed, has_own, placed, root_seen
-from sandboxrl.envs.sandbox.cgroups import Cgroups
+from sandboxrl.envs.sandbox.bubblewrap.cgroups import Cgroups
+from sandboxrl.envs.sandbox.bubblewrap.root import DESCRIPTOR, HOME, Placed, has_own, placed, root_seen
+from sandboxrl.envs.sandbox.host import lease, program, seccomp
+from sandboxrl.envs.sandbox.host.wire import HELLO_S, Box, Symptoms, executor_limits, new_id
 from sandboxrl.envs.sandbox.inside.frames import pack_header
 from sandboxrl.envs.sandbox.inside.nursery import FILTER_PATH, INSIDE_UID, STRICT_FILTER_PATH
-from sandboxrl.envs.sandbox.links import Bridge
+from sandboxrl.envs.sandbox.network import packet_filter
+from sandboxrl.envs.sandbox.network.links import Bridge
 from sandboxrl.envs.sandbox.protocol import (
     SHARED,
     UNCOUNTED,
@@ -44,7 +46,6 @@ from sandboxrl.envs.sandbox.protocol import (
     SandboxDied,
     TmpfsSizes,
 )
-from sandboxrl.envs.sandbox.wire import HELLO_S, Box, Symptoms, executor_limits, new_id
 
 FIRST_UID, NUM_UIDS = 0x70000000, 1 << 24
 """Root gives each sandbox a random uid of a range that nothing else uses, so that limits the kernel keeps per user
@@ -167,7 +168,7 @@ class Bubblewrap:
             "open_files": "RLIMIT_NOFILE of each process",
             "file_bytes": "RLIMIT_FSIZE of each process",
             "output_bytes": "head and tail kept by the executor",
-            "network": network.HELD[self._config.network],
+            "network": packet_filter.HELD[self._config.network],
         }
 
     async def _settle(self, identity: str, process: int) -> None:

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from sandboxrl.data.errors import InputError
-from sandboxrl.envs.sandbox.links import PREFIX, Bridge
-from sandboxrl.envs.sandbox.network import MOST_NEIGHBOURS, NEAR
+from sandboxrl.envs.sandbox.network.links import PREFIX, Bridge
+from sandboxrl.envs.sandbox.network.packet_filter import MOST_NEIGHBOURS, NEAR
 from sandboxrl.envs.sandbox.pool import open_backend
 from sandboxrl.envs.sandbox.protocol import BackendUnavailable, SandboxConfig, SandboxDied
 from tests.envs.conftest import in_a_child, in_a_network_of_its_own

@@ -5,7 +5,7 @@ import struct
 
 import pytest
 
-from sandboxrl.envs.sandbox.seccomp import ALLOWED, DENIED, NEWEST_KNOWN, SOCKET_FAMILIES, bpf, docker_profile
+from sandboxrl.envs.sandbox.host.seccomp import ALLOWED, DENIED, NEWEST_KNOWN, SOCKET_FAMILIES, bpf, docker_profile
 
 MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 ALLOW, KILL = 0x7FFF0000, 0x80000000

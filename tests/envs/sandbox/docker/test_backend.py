@@ -7,9 +7,9 @@ import pytest
 
 from sandboxrl.data.errors import InputError
 from sandboxrl.envs.sandbox.docker import Docker
-from sandboxrl.envs.sandbox.owner import owner_of
+from sandboxrl.envs.sandbox.host.owner import owner_of
 from sandboxrl.envs.sandbox.pool import open_backend
-from tests.envs.sandbox.daemon import client, containers_of
+from tests.envs.sandbox.docker.daemon import client, containers_of
 
 pytestmark = pytest.mark.docker
 OWN = ("runc", "io.containerd.runc.v2", "io.containerd.runtime.v1.linux")

@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from sandboxrl.envs.sandbox.owner import owner_is_dead, owner_of
+from sandboxrl.envs.sandbox.host.owner import owner_is_dead, owner_of
 from sandboxrl.envs.sandbox.protocol import Limits, SandboxError
 
 CONTROLLERS = ("memory", "pids", "cpu")

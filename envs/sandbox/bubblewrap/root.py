@@ -10,9 +10,9 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
-from sandboxrl.envs.sandbox import network
 from sandboxrl.envs.sandbox.inside.nursery import INSIDE_UID
 from sandboxrl.envs.sandbox.inside.root import GIVEN_ROOT, NAMES, NEW_ROOT
+from sandboxrl.envs.sandbox.network import packet_filter
 from sandboxrl.envs.sandbox.protocol import WORKDIR, BackendUnavailable, SandboxConfig
 
 HOME = "/home/user"
@@ -70,7 +70,7 @@ def root_seen(config: SandboxConfig) -> tuple[list[str], list[Placed]]:
 
 def _name_servers(net: str) -> bytes:
     if net == "egress":
-        return "".join(f"nameserver {address}\n" for address in network.resolvers()).encode()
+        return "".join(f"nameserver {address}\n" for address in packet_filter.resolvers()).encode()
     try:
         return Path("/etc/resolv.conf").read_bytes()
     except FileNotFoundError:  # then names resolve nowhere on this machine

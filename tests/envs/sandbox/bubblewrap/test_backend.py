@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from sandboxrl.data.errors import InputError
-from sandboxrl.envs.sandbox.bubblewrap import FIRST_UID, NUM_UIDS
-from sandboxrl.envs.sandbox.cgroups import PREFIX
-from sandboxrl.envs.sandbox.owner import owner_of
+from sandboxrl.envs.sandbox.bubblewrap.backend import FIRST_UID, NUM_UIDS
+from sandboxrl.envs.sandbox.bubblewrap.cgroups import PREFIX
+from sandboxrl.envs.sandbox.host.owner import owner_of
 from sandboxrl.envs.sandbox.pool import open_backend
 from sandboxrl.envs.sandbox.protocol import SandboxConfig, SandboxDied
 from tests.processes import children

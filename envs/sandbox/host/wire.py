@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from errno import EINVAL
 
-from sandboxrl.envs.sandbox import lease
+from sandboxrl.envs.sandbox.host import lease
 from sandboxrl.envs.sandbox.inside.frames import FRAME, MAX_HEADER, MAX_PAYLOAD, RECORD, pack_head, unpack_header
 from sandboxrl.envs.sandbox.protocol import (
     WORKDIR,

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
-from sandboxrl.envs.sandbox import network
+from sandboxrl.envs.sandbox.network import packet_filter
 from sandboxrl.envs.sandbox.protocol import BackendUnavailable, SandboxDied
 
 LOCK = Path("/run/sandboxrl-egress.lock")
@@ -49,7 +49,7 @@ class Bridge:
         self._index = index
         self._gateway = gateway
         self._subnet = IPv4Network((gateway, SUBNET_BITS), strict=False)
-        self._mtu = network.mtu()
+        self._mtu = packet_filter.mtu()
 
     @staticmethod
     def open() -> "Bridge":
@@ -62,9 +62,9 @@ class Bridge:
         try:
             with LOCK.open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
-                network.protect()
-                bridge = _find_or_make(network.OWN_BRIDGE)
-                network.route(bridge._subnet)
+                packet_filter.protect()
+                bridge = _find_or_make(packet_filter.OWN_BRIDGE)
+                packet_filter.route(bridge._subnet)
         except OSError as error:
             raise BackendUnavailable(
                 f"sandbox.network=egress: {error}; inside a container, start that container with --cap-add NET_ADMIN "
@@ -142,8 +142,8 @@ def _find_or_make(name: str) -> Bridge:
 
 
 def _free_subnet() -> IPv4Network:
-    taken = [block for _, block in network.routes() if block.prefixlen]
-    taken += [IPv4Network(address) for address in network.resolvers()]
+    taken = [block for _, block in packet_filter.routes() if block.prefixlen]
+    taken += [IPv4Network(address) for address in packet_filter.resolvers()]
     for subnet in map(IPv4Network, SUBNETS):
         if not any(subnet.overlaps(block) for block in taken):
             return subnet
