@@ -45,12 +45,12 @@ from sandboxrl.data.benchmarks import load_benchmark
 from sandboxrl.data.errors import InputError
 from sandboxrl.data.formats.swebench import END, EXIT_CODE, RUNNERS, START
 from sandboxrl.data.task import Task
-from sandboxrl.envs.grading.ifbench import ifbench_score
+from sandboxrl.envs.grading.answers.letters import choice
+from sandboxrl.envs.grading.answers.mathematics import is_math_gold, math_score
+from sandboxrl.envs.grading.answers.release_rules import reference_score
+from sandboxrl.envs.grading.code.test_logs import READERS, resolved
 from sandboxrl.envs.grading.judge import EQUALITY
-from sandboxrl.envs.grading.letters import choice
-from sandboxrl.envs.grading.mathematics import is_math_gold, math_score
-from sandboxrl.envs.grading.release_rules import reference_score
-from sandboxrl.envs.grading.test_logs import READERS, resolved
+from sandboxrl.envs.grading.processes.ifbench import ifbench_score
 
 Case = tuple[str, str, Any, Any]
 """Kind (disagreements are counted by it), what was judged, the official verdict, ours."""

@@ -32,7 +32,7 @@ RUNNERS: dict[str, tuple[str, str]] = {
     "sphinx-doc/sphinx": ("tox --current-env -epy39 -v --", "pytest_line"),
     "sympy/sympy": ("PYTHONWARNINGS='ignore::UserWarning,ignore::SyntaxWarning' bin/test -C --verbose", "sympy"),
 }
-"""Repository -> test command and the form of its log (`envs.grading.test_logs`), in which the row's tests are named."""
+"""Repository -> test command and the form of its log (`envs.grading.code.test_logs`), which names the row's tests."""
 COMPILED = ("astropy/astropy", "matplotlib/matplotlib", "scikit-learn/scikit-learn")
 """Built again before their tests: a change may touch an extension module."""
 

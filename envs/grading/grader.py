@@ -12,13 +12,13 @@ from typing import ClassVar
 from sandboxrl.data.errors import InputError, nearest
 from sandboxrl.data.plugin import is_own
 from sandboxrl.data.task import Task
+from sandboxrl.envs.grading.answers.mathematics import compared
+from sandboxrl.envs.grading.answers.release_rules import RULES
 from sandboxrl.envs.grading.judge import endpoint_judge
 from sandboxrl.envs.grading.kinds import kind_of
-from sandboxrl.envs.grading.mathematics import compared
 from sandboxrl.envs.grading.own import own_kind
-from sandboxrl.envs.grading.processes import Workers
+from sandboxrl.envs.grading.processes.workers import Workers
 from sandboxrl.envs.grading.protocol import Judge, Kind, Means, Sandboxes
-from sandboxrl.envs.grading.release_rules import RULES
 from sandboxrl.envs.sandbox.protocol import Sandbox
 
 _LOG = logging.getLogger(__name__)

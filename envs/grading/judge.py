@@ -28,7 +28,14 @@ from sandboxrl.data.errors import InputError
 from sandboxrl.data.files import write_whole
 from sandboxrl.data.task import Task
 from sandboxrl.envs.grading.protocol import GraderFailed, Kind, Means, Rubric
-from sandboxrl.envs.grading.replies import MAX_ANSWER_CHARS, boxes, is_unfinished, line_from, phrases, visible_reply
+from sandboxrl.envs.grading.protocol.replies import (
+    MAX_ANSWER_CHARS,
+    boxes,
+    is_unfinished,
+    line_from,
+    phrases,
+    visible_reply,
+)
 from sandboxrl.envs.policy.endpoint import EndpointPolicy
 from sandboxrl.envs.policy.protocol import EngineLost, Message, Policy, Sampling
 

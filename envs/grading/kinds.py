@@ -4,17 +4,17 @@ from collections.abc import Iterable
 
 from sandboxrl.data.errors import InputError, nearest
 from sandboxrl.data.plugin import is_own
-from sandboxrl.envs.grading.ifbench import IFBENCH
+from sandboxrl.envs.grading.answers.letters import CHOICE, CHOICES
+from sandboxrl.envs.grading.answers.mathematics import MATH
+from sandboxrl.envs.grading.answers.numbers import NUMBER
+from sandboxrl.envs.grading.answers.structured import JSON, NEAR, NUMBERS, SET
+from sandboxrl.envs.grading.answers.text import EXACT, ROUGE
+from sandboxrl.envs.grading.code.program import PROGRAM
+from sandboxrl.envs.grading.code.repository_tests import TESTS
 from sandboxrl.envs.grading.judge import JUDGE_EQUALITY, JUDGE_PHYSICS, JUDGE_RUBRIC
-from sandboxrl.envs.grading.letters import CHOICE, CHOICES
-from sandboxrl.envs.grading.mathematics import MATH
-from sandboxrl.envs.grading.numbers import NUMBER
 from sandboxrl.envs.grading.own import own_kind
-from sandboxrl.envs.grading.program import PROGRAM
+from sandboxrl.envs.grading.processes.ifbench import IFBENCH
 from sandboxrl.envs.grading.protocol import Kind
-from sandboxrl.envs.grading.repository_tests import TESTS
-from sandboxrl.envs.grading.structured import JSON, NEAR, NUMBERS, SET
-from sandboxrl.envs.grading.text import EXACT, ROUGE
 
 KINDS: dict[str, Kind] = {
     "choice": CHOICE,

@@ -15,7 +15,7 @@ from sandboxrl.data.errors import InputError, nearest
 from sandboxrl.data.plugin import is_own
 from sandboxrl.data.task import Task
 from sandboxrl.envs.grading.kinds import KINDS, kind_of
-from sandboxrl.envs.grading.replies import boxes
+from sandboxrl.envs.grading.protocol.replies import boxes
 from sandboxrl.envs.policy.protocol import Message, Reply
 from sandboxrl.envs.sandbox.protocol import ANSWER
 from sandboxrl.envs.trajectory import Observation, Tokens, ToolCall

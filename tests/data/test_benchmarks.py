@@ -9,8 +9,8 @@ import pytest
 
 from sandboxrl.data.benchmarks import BENCHMARKS, benchmark, load_benchmark, restored_latex
 from sandboxrl.data.errors import InputError
+from sandboxrl.envs.grading.code.repository_tests import parse_test_gold, score_tests
 from sandboxrl.envs.grading.kinds import KINDS
-from sandboxrl.envs.grading.repository_tests import parse_test_gold, score_tests
 from tests.envs.grading.scoring import check, score
 
 SWE_PATCH = "diff --git a/tests/test_a.py b/tests/test_a.py\n@@ -1 +1,2 @@\n x\n+y\n"

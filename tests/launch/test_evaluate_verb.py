@@ -8,7 +8,7 @@ from sandboxrl.launch.__main__ import main
 from sandboxrl.rl.evaluation.evaluate import read_results
 from sandboxrl.rl.evaluation.models import ModelSpec, paper_sampling
 from tests.data.test_benchmarks import ORIGINAL, PUBLISHED
-from tests.envs.grading.test_grading import VERIFIER
+from tests.envs.grading.processes.test_ifbench import VERIFIER
 from tests.rl.evaluation.test_evaluate import needs_bubblewrap
 
 PASSES_WHEN = (

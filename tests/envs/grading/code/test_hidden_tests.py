@@ -16,9 +16,9 @@ from sandboxrl.data.formats.r2e_gym import PREPARE
 from sandboxrl.data.prompt.arms import load_arm
 from sandboxrl.data.sources import load_source
 from sandboxrl.data.task import Task
+from sandboxrl.envs.grading.code.repository_tests import hide_tests
 from sandboxrl.envs.grading.grader import Grader
 from sandboxrl.envs.grading.protocol import GraderFailed
-from sandboxrl.envs.grading.repository_tests import hide_tests
 from sandboxrl.envs.policy.chat import TokenPolicy
 from sandboxrl.envs.policy.scripted import ScriptedEngine, call, turns
 from sandboxrl.envs.rollout import Environment, rollout

@@ -12,7 +12,7 @@ from typing import Any
 from sandboxrl.data.errors import InputError
 from sandboxrl.data.task import Task
 from sandboxrl.envs.grading.protocol import GraderFailed, Kind, Means, no_gold
-from sandboxrl.envs.grading.replies import whole_reply
+from sandboxrl.envs.grading.protocol.replies import whole_reply
 
 
 def loose_variants(response: str) -> list[str]:

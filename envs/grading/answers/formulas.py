@@ -6,8 +6,8 @@ What math-verify would read wrongly is made plain before it sees it: `2³` and `
 
 import re
 
-from sandboxrl.envs.grading.numbers import parse_number, plain_characters
-from sandboxrl.envs.grading.replies import undressed
+from sandboxrl.envs.grading.answers.numbers import parse_number, plain_characters
+from sandboxrl.envs.grading.protocol.replies import undressed
 
 _SIGNS = {
     "π": r"\pi ", "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "γ": r"\gamma ", "λ": r"\lambda ", "μ": r"\mu ",

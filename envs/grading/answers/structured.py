@@ -14,22 +14,23 @@ from typing import Any
 
 from sandboxrl.data.errors import InputError
 from sandboxrl.data.task import Task
-from sandboxrl.envs.grading.numbers import another_number, parse_number, said_number, stated
+from sandboxrl.envs.grading.answers.numbers import another_number, parse_number, said_number, stated
+from sandboxrl.envs.grading.answers.text import plain
 from sandboxrl.envs.grading.protocol import Kind, has_gold
-from sandboxrl.envs.grading.replies import MAX_ANSWER_CHARS, boxes, free_text, spoken, undressed, visible_reply
-from sandboxrl.envs.grading.text import plain
+from sandboxrl.envs.grading.protocol.replies import (
+    MAX_ANSWER_CHARS,
+    boxes,
+    free_text,
+    last_fence,
+    spoken,
+    undressed,
+    visible_reply,
+)
 from sandboxrl.envs.sandbox.protocol import Sandbox
 
-_FENCE = re.compile(r"```[\w+-]*[ \t]*\n(.*?)\n?[ \t]*```", re.DOTALL)
 _SEPARATOR = re.compile(r"\n|;|,(?!\d{3}\b)")
 _BULLET = re.compile(r"^\s*(?:[-*•]|\d{1,2}[.)])\s+")
 RELATIVE = 0.01
-
-
-def last_fence(text: str) -> str | None:
-    """What stands in the last fenced block of a text, or None."""
-    found = _FENCE.findall(text)
-    return str(found[-1]) if found else None
 
 
 # ---------------------------------------------------------------------------------------------------------------- json

@@ -11,12 +11,12 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from sandboxrl.data.errors import InputError
 from sandboxrl.data.task import Task
-from sandboxrl.envs.grading.letters import choice, choices
-from sandboxrl.envs.grading.mathematics import is_math_gold, math_score
-from sandboxrl.envs.grading.numbers import number, parse_number
-from sandboxrl.envs.grading.release_rules import reference_score
-from sandboxrl.envs.grading.replies import last_boxed
-from sandboxrl.envs.grading.text import exact, rouge, rouge_l
+from sandboxrl.envs.grading.answers.letters import choice, choices
+from sandboxrl.envs.grading.answers.mathematics import is_math_gold, math_score
+from sandboxrl.envs.grading.answers.numbers import number, parse_number
+from sandboxrl.envs.grading.answers.release_rules import reference_score
+from sandboxrl.envs.grading.answers.text import exact, rouge, rouge_l
+from sandboxrl.envs.grading.protocol.replies import last_boxed
 from tests.envs.grading.scoring import check, extract, score
 
 FOUR = ("alpha", "beta", "gamma ray", "4")

@@ -8,9 +8,9 @@ import re
 from collections.abc import Callable
 
 from sandboxrl.data.task import Task
-from sandboxrl.envs.grading.mathematics import verified, wrapped
-from sandboxrl.envs.grading.replies import last_boxed
-from sandboxrl.envs.grading.text import rouge_l
+from sandboxrl.envs.grading.answers.mathematics import verified, wrapped
+from sandboxrl.envs.grading.answers.text import rouge_l
+from sandboxrl.envs.grading.protocol.replies import last_boxed
 
 
 def reference_score(task: Task, answer: str) -> float:

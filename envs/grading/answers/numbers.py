@@ -10,8 +10,9 @@ from fractions import Fraction
 
 from sandboxrl.data.errors import InputError
 from sandboxrl.data.task import Task
+from sandboxrl.envs.grading.answers.text import accepted, check_accepted, exact
 from sandboxrl.envs.grading.protocol import Kind
-from sandboxrl.envs.grading.replies import (
+from sandboxrl.envs.grading.protocol.replies import (
     MAX_SHORT_CHARS,
     MAX_STATEMENTS,
     boxes,
@@ -21,7 +22,6 @@ from sandboxrl.envs.grading.replies import (
     undressed,
     visible_reply,
 )
-from sandboxrl.envs.grading.text import accepted, check_accepted, exact
 from sandboxrl.envs.sandbox.protocol import Sandbox
 
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from sandboxrl.data.errors import InputError
 from sandboxrl.data.task import Task
-from sandboxrl.envs.grading.replies import free_text
+from sandboxrl.envs.grading.protocol.replies import free_text
 from sandboxrl.envs.sandbox.protocol import Sandbox
 
 
@@ -60,7 +60,7 @@ class Means:
     """What a kind may use beside the task and the answer."""
 
     compute: Callable[..., Awaitable[dict[str, Any]]]
-    """Asks a grading process (`sandboxrl.envs.grading.processes.Workers.ask`). Raises Exhausted, GraderFailed."""
+    """Asks a grading process (`envs.grading.processes.workers.Workers.ask`). Raises Exhausted, GraderFailed."""
     compute_own: Callable[[dict[str, Any], Sandbox | None], Awaitable[dict[str, Any]]]
     """Runs a user's own reward in such a process, and gives it the sandbox. Raises GraderFailed."""
     judge: Judge | None = None

@@ -1,6 +1,6 @@
 """The process that grades with code that may hang or eat memory: math-verify, IFBench, a user's own.
 
-Run as `python -m sandboxrl.envs.grading.worker`; `envs.grading.processes.Workers` starts, feeds, kills and replaces it.
+Run as `python -m sandboxrl.envs.grading.processes.worker`; `Workers` beside it starts, feeds, kills and replaces it.
 One JSON object per line each way: `{"kind", "deadline_s", "wall_s", ...}` in, `{"score"}` or `{"error"}` out; first
 it says `ready`. It ends with its standard input, by an alarm if whoever fed it dies while it hangs, and
 with SIGXCPU when one request has used `deadline_s` of processor time, which a busy machine does not shorten.
@@ -24,10 +24,10 @@ from typing import Any, TextIO
 from sandboxrl.data.errors import described
 from sandboxrl.data.plugin import plugged
 from sandboxrl.data.task import Task
-from sandboxrl.envs.grading.ifbench import find_verifier, ifbench_score
-from sandboxrl.envs.grading.mathematics import math_score, verified, wrapped
+from sandboxrl.envs.grading.answers.mathematics import math_score, verified, wrapped
+from sandboxrl.envs.grading.answers.release_rules import reference_score
+from sandboxrl.envs.grading.processes.ifbench import find_verifier, ifbench_score
 from sandboxrl.envs.grading.protocol import Kind
-from sandboxrl.envs.grading.release_rules import reference_score
 from sandboxrl.envs.sandbox.protocol import ExecResult, FileRefused
 
 MEMORY_BYTES = 4 << 30

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from sandboxrl.data.errors import InputError
 from sandboxrl.data.task import Task
 from sandboxrl.envs.grading.protocol import Kind, Means, has_gold
-from sandboxrl.envs.grading.replies import visible_reply
-from sandboxrl.envs.grading.structured import last_fence
+from sandboxrl.envs.grading.protocol.replies import last_fence, visible_reply
 from sandboxrl.envs.sandbox.protocol import WORKDIR
 
 MAX_CODE_CHARS = 200_000

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sandboxrl.data.task import Task
-from sandboxrl.envs.grading.formulas import squeezed, tidy
-from sandboxrl.envs.grading.mathematics import math_score
+from sandboxrl.envs.grading.answers.formulas import squeezed, tidy
+from sandboxrl.envs.grading.answers.mathematics import math_score
 from tests.envs.grading.scoring import extract, score
 
 logging.getLogger("math_verify").setLevel(logging.ERROR)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from sandboxrl.data.errors import InputError, nearest
 from sandboxrl.data.task import Task
+from sandboxrl.envs.grading.code.test_logs import READERS, resolved, without_colours
 from sandboxrl.envs.grading.protocol import GraderFailed, Kind, Means, has_gold, no_gold
-from sandboxrl.envs.grading.test_logs import READERS, resolved, without_colours
 from sandboxrl.envs.sandbox.protocol import WORKDIR, FileRefused, Sandbox
 
 TEST_OUTPUT_BYTES = 16 << 20
@@ -39,7 +39,7 @@ class TestGold:
     PASS_TO_PASS: tuple[str, ...] = ()
     """SWE-bench: tests that must still pass."""
     log: str = "pytest"
-    """How the output is written: one of `sandboxrl.envs.grading.test_logs.READERS`."""
+    """How the output is written: one of `sandboxrl.envs.grading.code.test_logs.READERS`."""
     files: dict[str, str] | None = None
     """Path -> text, written just before the command: hidden tests never lie in the sandbox while the policy works."""
     prepare: str = ""

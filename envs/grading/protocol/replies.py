@@ -25,6 +25,7 @@ _PHRASE = re.compile(
 _LINE_PHRASE = re.compile(
     r"(?im)^[^\w\n]{0,9}(?:(?:the|my) )?(?:final )?answer(?:(?: is)?[^\w\n:]{0,9}:\s*|[ \t]+is\b\s*)"
 )
+_FENCE = re.compile(r"```[\w+-]*[ \t]*\n(.*?)\n?[ \t]*```", re.DOTALL)
 _RECONSIDERS = re.compile(
     r"\b(?:but|wait|however|actually|hmm+|let me|let's|check|verify|maybe|alternatively|hold on|suppose|no)\b", re.I
 )
@@ -61,6 +62,12 @@ def last_boxed(text: str) -> str | None:
     r"""The content of the last complete `\boxed{...}` (nested braces are kept), or None."""
     found = boxes(text)
     return text[found[-1][0] : found[-1][1]] if found else None
+
+
+def last_fence(text: str) -> str | None:
+    """What stands in the last fenced block of a text, or None."""
+    found = _FENCE.findall(text)
+    return str(found[-1]) if found else None
 
 
 def phrases(text: str) -> Iterator[Span]:

@@ -10,7 +10,7 @@ from typing import Any
 from sandboxrl.data.errors import InputError
 from sandboxrl.data.task import Task
 from sandboxrl.envs.grading.protocol import Kind, has_gold
-from sandboxrl.envs.grading.replies import MAX_ANSWER_CHARS, after_phrases, spoken, undressed
+from sandboxrl.envs.grading.protocol.replies import MAX_ANSWER_CHARS, after_phrases, spoken, undressed
 from sandboxrl.envs.sandbox.protocol import Sandbox
 
 

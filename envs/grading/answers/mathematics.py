@@ -5,8 +5,8 @@ r"""Mathematics: `math` is 1 if the one expression that was answered equals the 
     another unit, case of a letter, relation, range, or a word such as "not"      0: math-verify does not look at these
     the rest                        math-verify, on both expressions in boxes of their own
 
-Each point at which this differs from math-verify stands in `tests/envs/grading/forms.yaml` with its reason. math-verify
-may hang on hostile input, so all of it runs in a grading process with a deadline.
+Each point at which this differs from math-verify stands in `tests/envs/grading/answers/forms.yaml` with its reason.
+math-verify may hang on hostile input, so all of it runs in a grading process with a deadline.
 """
 
 import re
@@ -14,7 +14,7 @@ from fractions import Fraction
 
 from sandboxrl.data.errors import InputError
 from sandboxrl.data.task import Task
-from sandboxrl.envs.grading.formulas import (
+from sandboxrl.envs.grading.answers.formulas import (
     REFUTERS,
     RELATIONS,
     is_prose,
@@ -25,9 +25,10 @@ from sandboxrl.envs.grading.formulas import (
     tidy,
     whole_text,
 )
-from sandboxrl.envs.grading.numbers import another_number, parse_number
+from sandboxrl.envs.grading.answers.numbers import another_number, parse_number
+from sandboxrl.envs.grading.answers.text import check_accepted
 from sandboxrl.envs.grading.protocol import Exhausted, GraderFailed, Kind, Means
-from sandboxrl.envs.grading.replies import (
+from sandboxrl.envs.grading.protocol.replies import (
     MAX_SHORT_CHARS,
     boxes,
     is_unfinished,
@@ -35,7 +36,6 @@ from sandboxrl.envs.grading.replies import (
     phrases,
     visible_reply,
 )
-from sandboxrl.envs.grading.text import check_accepted
 
 _CLAUSE_END = re.compile(
     r"\b(?:because|since|as|which|so|where|when|by|from)\b|;|\.\s|\s[-\u2013\u2014]\s+(?=[a-z]{2})"

@@ -14,6 +14,7 @@ import sandboxrl
 from sandboxrl.envs.grading.protocol import Exhausted, GraderFailed
 from sandboxrl.envs.sandbox.protocol import FileRefused, Sandbox
 
+PROGRAM = "sandboxrl.envs.grading.processes.worker"
 START_S = 120.0
 """For a grading process to start; it imports for about a second."""
 LINE_BYTES = 64 << 20
@@ -21,7 +22,7 @@ LINE_BYTES = 64 << 20
 
 
 class Workers:
-    """A few `sandboxrl.envs.grading.worker` processes. Belongs to one event loop; close it at the end."""
+    """A few processes of `PROGRAM`. Belongs to one event loop; close it at the end."""
 
     def __init__(self, limit: int, deadline_s: float, whole_environment: bool = False) -> None:
         """`whole_environment`: for a user's own code, which may need what is in it; a verifier does not."""
@@ -103,7 +104,7 @@ class Workers:
             worker = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
-                "sandboxrl.envs.grading.worker",
+                PROGRAM,
                 stdin=PIPE,
                 stdout=PIPE,
                 stderr=asyncio.subprocess.DEVNULL,
@@ -124,7 +125,7 @@ class Workers:
             if b"ready" not in ready:
                 await self._end(worker)
         if b"ready" not in ready:
-            raise GraderFailed("the grading process does not start; try `python -m sandboxrl.envs.grading.worker`")
+            raise GraderFailed(f"the grading process does not start; try `python -m {PROGRAM}`")
         return worker
 
     async def _end(self, worker: Process) -> None:

@@ -15,8 +15,9 @@ from collections.abc import Iterator, Sequence
 
 from sandboxrl.data.errors import InputError
 from sandboxrl.data.task import Task
+from sandboxrl.envs.grading.answers.text import accepted, plain
 from sandboxrl.envs.grading.protocol import Kind, has_gold
-from sandboxrl.envs.grading.replies import (
+from sandboxrl.envs.grading.protocol.replies import (
     MAX_SHORT_CHARS,
     MAX_STATEMENTS,
     boxes,
@@ -26,7 +27,6 @@ from sandboxrl.envs.grading.replies import (
     undressed,
     visible_reply,
 )
-from sandboxrl.envs.grading.text import accepted, plain
 from sandboxrl.envs.sandbox.protocol import Sandbox
 
 PUBLISHED_LETTERS = "ABCDEFGHIJ"
