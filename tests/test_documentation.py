@@ -21,12 +21,14 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 OURS = re.compile(r"(sandboxrl|make|python -m|\./recipes/\S+|ray|register-python-argcomplete)( |$)")
 MARK = re.compile(r"\((GPU|network)[;)]|\bneeds a (GPU|network)\b")
 RUN_BY = {
-    # the beginning of a command, as words that may be a pattern -> the test that runs it with its own files
+    # the beginning of a command, as words that may be a pattern -> the tests that run it with their own files
     r"make (train|test)( .*)?": ".ci/run",
     r"sandboxrl train( (RUN|runs/NAME|RECIPE|tiny)( .*)?)?": "tests/launch/test_train.py",
     r"sandboxrl train --replay( .*)?": "tests/rl/test_replay.py",
-    r"sandboxrl evaluate --policy .*": "tests/test_examples.py",
-    r"sandboxrl evaluate( .*)?": "tests/launch/test_evaluate_folder.py",
+    r"sandboxrl evaluate --policy .*": "tests/test_examples.py tests/launch/test_evaluate_verb.py",
+    r"sandboxrl check backend .*": "tests/test_examples.py",
+    r"ray (get-auth-token|start) .*": "tests/rl/cluster/test_connect.py",
+    r"sandboxrl evaluate( .*)?": "tests/launch/test_evaluate_folder.py tests/launch/test_evaluate_verb.py",
     r"sandboxrl run( .*)?": "tests/launch/test_run.py",
     r"sandboxrl export( .*)?": "tests/launch/test_train.py",
     r"sandboxrl analyze( .*)?": "tests/launch/test_analyze.py",
@@ -38,7 +40,7 @@ RUN_BY = {
     r"sandboxrl image( .*)?": "tests/launch/test_image.py",
     r"sandboxrl explain RECIPE": "tests/test_recipes.py",
     r"sandboxrl explain recipes/.*": "tests/launch/test_explain.py",
-    r"\./recipes/.*|ray .*": "tests/launch/test_train.py",
+    r"\./recipes/.*|ray job .*": "tests/launch/test_train.py",
 }
 RUN_HERE = ("sandboxrl doctor", "sandboxrl explain qwen3_4b", "sandboxrl explain --keys", "sandboxrl explain", "make")
 """Commands that this file runs as they stand."""
@@ -93,7 +95,9 @@ def test_each_command_is_run_by_a_test_or_marked() -> None:
             continue
         tests = [test for pattern, test in RUN_BY.items() if re.fullmatch(pattern, command)]
         assert tests, f"{name}: no test runs {command!r}, and its line does not say that it needs a GPU or a network"
-        assert (ROOT / tests[0]).is_file(), tests[0]
+        text = "".join((ROOT / file).read_text() for file in tests[0].split())
+        options = [word for word in command.split() if word.startswith("--")]
+        assert all(option in text for option in options), f"{name}: {tests[0]} runs it without some of {options}"
 
 
 def test_the_commands_that_need_nothing_run(capfd: pytest.CaptureFixture[str]) -> None:

@@ -93,11 +93,30 @@ def test_arms_axes_and_seeds_make_cells_of_the_same_recipe(tmp_path: Path) -> No
         ({"arms": {"A b": {}, "a-b": {}}}, "share the run folder a_b-s0"),
         ({"recipe": "nowhere.yaml"}, "no such recipe"),
         ({"recipe": ""}, "recipe is missing"),
+        ({"recipe": 3}, "recipe is a text, not 3"),
+        ({"set": [1]}, "set is a mapping, not"),
+        ({"axes": {"seed": [1, 2]}}, "axes.seed has no effect: a sweep sets it itself, from its key seeds"),
+        ({"arms": {"A": {"seed": 3}}}, "seed has no effect"),
+        ({"arms": {"A": {"name": "mine"}}}, "name has no effect"),
+        ({"set": {"out": "elsewhere"}}, "out has no effect"),
+        ({"axes": {"loss.clip_high": [0.2, 0.2]}}, "names a value twice"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_starts(tmp_path: Path, keys: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         cells_of(tmp_path, **keys)
+
+
+def test_a_key_twice_is_refused(tmp_path: Path) -> None:
+    path = sweep_file(tmp_path)
+    path.write_text(path.read_text() + "\nseeds: [1]\nseeds: [2]\n")
+    with pytest.raises(InputError, match="seeds"):
+        load_sweep(path, [])
+
+
+def test_arms_in_another_script_have_folders_of_their_own(tmp_path: Path) -> None:
+    names = [cell.name for cell in cells_of(tmp_path, arms={"数学": {}, "物理": {}})]
+    assert len(set(names)) == 2 and all(Path(name).name == name for name in names)
 
 
 def test_an_override_may_name_an_arm(tmp_path: Path) -> None:

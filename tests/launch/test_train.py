@@ -128,13 +128,19 @@ def test_nothing_is_left_of_a_run_however_it_is_ended_and_it_goes_on(tmp_path: P
     done = 0
     for how in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
         done = ended_by(how, tmp_path, model_folder, after=done + 1)
-    words = ["./recipes/tiny.yaml", *settings(tmp_path, model_folder, f"steps={done + 1}")]
+    words = [
+        "./recipes/tiny.yaml",
+        *settings(tmp_path, model_folder, f"steps={done + 1}", "checkpoint.best=validation"),
+    ]
     last = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env=on_path())
     assert last.returncode == 0, last.stdout[-3000:] + last.stderr[-3000:]
     check_finished(tmp_path / "run", steps=done + 1, evaluated="validation")
-    assert main(["export", str(tmp_path / "run"), "--step", str(done + 1), "--out", str(tmp_path / "exported")]) == 0
-    names = {file.name for file in (tmp_path / "exported").iterdir()}
-    assert {"model.safetensors", "config.json", "tokenizer.json"} <= names
+    exported = [tmp_path / "step", tmp_path / "best"]  # the last step is the only one that was evaluated
+    for out, which in zip(exported, (["--step", str(done + 1)], ["--best"]), strict=True):
+        assert main(["export", str(tmp_path / "run"), *which, "--out", str(out)]) == 0
+        assert {"model.safetensors", "config.json", "tokenizer.json"} <= {file.name for file in out.iterdir()}
+    step, best = ((out / "model.safetensors").read_bytes() for out in exported)
+    assert step == best
 
 
 def heed_ctrl_c() -> None:
@@ -188,6 +194,17 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(
     said = capsys.readouterr().err
     assert said.count("\n") == 1, said
     assert message.replace("EMPTY", str(tmp_path / "empty.jsonl")) in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_checks_everything_and_starts_nothing(
+    tmp_path: Path, model_folder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", str(ROOT / "recipes/tiny.yaml"), "--dry-run", *settings(tmp_path, model_folder)]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert "2 steps of 2 tasks x 2 trajectories" in said and "nothing was started" in said
+    assert main([*words, "tasks.eval=null"]) == 0, "a run without an evaluation set"
     assert not (tmp_path / "run").exists()
 
 

@@ -97,6 +97,7 @@ def test_the_status_of_a_live_run_is_printed(tmp_path: Path, capsys: pytest.Capt
     ):
         assert words in told
     status = json.loads((tmp_path / STATUS).read_text())
+    assert main(["status", str(tmp_path), "--json"]) == 0 and json.loads(capsys.readouterr().out) == status
     (tmp_path / STATUS).write_text(json.dumps(status | {"written": time.time() - 1000}))
     assert main(["status", str(tmp_path)]) == 1
     assert "stands still" in capsys.readouterr().out
