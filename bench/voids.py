@@ -2,7 +2,7 @@
 looks lost to the machine and is sampled again. None may: whatever is tried, the outcome is a result, a refused file, or
 a sandbox that ended by its own doing.
 
-    python -m bench.voids [--backend bubblewrap|docker] [--image NAME] --out FILE.json
+    python -m bench.voids [--backend bubblewrap|docker] [--image NAME] [--part K/N] --out FILE.json
 
 `ATTEMPTS` are commands, aimed at PID 1, at its descriptors, memory and pipes, and at what it needs to start a command.
 They run one after the other in a sandbox until it ends; each is followed by a command that shows what it did.
@@ -13,11 +13,22 @@ import asyncio
 import json
 import shlex
 import signal
+import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from sandboxrl.envs.sandbox.pool import open_backend
-from sandboxrl.envs.sandbox.protocol import ANSWER, Backend, FileRefused, Limits, Sandbox, SandboxConfig, SandboxEnded
+from sandboxrl.envs.sandbox.protocol import (
+    ANSWER,
+    Backend,
+    FileRefused,
+    Limits,
+    Sandbox,
+    SandboxConfig,
+    SandboxEnded,
+    SandboxError,
+)
 
 LIMITS = Limits(memory_bytes=420 << 20, disk_bytes=64 << 20, processes=128)
 """Small, so that filling them takes little time."""
@@ -265,7 +276,7 @@ ATTEMPTS: dict[str, str] = {
 
 
 async def attempt(box: Sandbox, command: str) -> str:
-    """What came of it: `goes on` or `ended`. Raises SandboxDied: it looks like the machine's fault."""
+    """What came of it: `goes on`, `ended`, or what made it look like the machine's fault."""
     try:
         await box.exec(command, timeout_s=TIME_S)
         await box.exec("echo alive", timeout_s=TIME_S)
@@ -275,23 +286,21 @@ async def attempt(box: Sandbox, command: str) -> str:
             pass
     except SandboxEnded:
         return "ended"
+    except SandboxError as error:
+        return f"machine: {error}"
     return "goes on"
 
 
-async def sweep(backend: Backend, names: list[str]) -> dict[str, str]:
-    """Name -> what came of it, of these attempts in turn. Raises SandboxDied with the name of the attempt."""
+async def sweep(backend: Backend, names: Sequence[str]) -> dict[str, str]:
+    """Name -> what came of it, of these attempts in turn."""
     found: dict[str, str] = {}
     box: Sandbox | None = None
     try:
         for name in names:
             if box is None:
                 box = await backend.start()
-            try:
-                found[name] = await attempt(box, ATTEMPTS[name])
-            except Exception as error:
-                error.add_note(f"after: {name}")
-                raise
-            if found[name] == "ended" or name in LEAVES_A_RUIN:
+            found[name] = await attempt(box, ATTEMPTS[name])
+            if found[name] != "goes on" or name in LEAVES_A_RUIN:
                 await box.close()
                 box = None
     finally:
@@ -304,26 +313,40 @@ LEAVES_A_RUIN = {*on_processes(), *on_memory()}
 """After these the next attempt gets a fresh sandbox: in what they leave it might not be tried at all."""
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("--backend", default="bubblewrap")
     parser.add_argument("--image", default=SandboxConfig().image)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--rootfs", default="", help="bubblewrap: a root file system folder")
+    parser.add_argument("--part", default="1/1", help="K/N: the K-th of N parts of the table")
+    parser.add_argument("--out", type=Path, required=True, help="the parts of one table add up in it")
     args = parser.parse_args()
+    part, parts = map(int, args.part.split("/"))
+    names = list(ATTEMPTS)[part - 1 :: parts]
 
-    async def whole() -> dict[str, str]:
-        backend = open_backend(SandboxConfig(backend=args.backend, image=args.image, limits=LIMITS))
+    async def run() -> dict[str, str]:
+        config = SandboxConfig(backend=args.backend, image=args.image, rootfs=args.rootfs, limits=LIMITS)
+        backend = open_backend(config)
         try:
-            return await sweep(backend, list(ATTEMPTS))
+            return await sweep(backend, names)
         finally:
             await backend.close()
 
-    found = asyncio.run(whole())
-    counts = dict(Counter(found.values()))
-    ended = [name for name, outcome in found.items() if outcome == "ended"]
-    args.out.write_text(json.dumps({"attempts": len(found), "outcomes": counts, "ended": ended}, indent=1) + "\n")
-    print(f"{len(found)} attempts: {counts}; none looks like the machine's fault")
+    before = json.loads(args.out.read_text())["attempts"] if args.out.exists() else {}
+    found = before | asyncio.run(run())
+    counts = Counter(outcome.partition(":")[0] for outcome in found.values())
+    table = {
+        "outcomes": counts,
+        "of": len(ATTEMPTS),
+        "attempts": {name: found[name] for name in ATTEMPTS if name in found},
+    }
+    args.out.write_text(json.dumps(table, indent=1) + "\n")
+    blamed = {name: outcome for name, outcome in found.items() if outcome.startswith("machine")}
+    for name, outcome in blamed.items():
+        print(f"{name}: {outcome}")
+    print(f"{len(found)} of {len(ATTEMPTS)} attempts: {dict(counts)}")
+    return int(bool(blamed))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

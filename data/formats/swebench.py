@@ -33,6 +33,8 @@ RUNNERS: dict[str, tuple[str, str]] = {
     "sympy/sympy": ("PYTHONWARNINGS='ignore::UserWarning,ignore::SyntaxWarning' bin/test -C --verbose", "sympy"),
 }
 """Repository -> test command and the form of its log (`envs.grading.code.test_logs`), which names the row's tests."""
+RUNNER_FILES = {"django/django": ["tests/runtests.py"], "sympy/sympy": ["bin/test"]}
+"""What of a repository runs its tests: never the policy's version."""
 COMPILED = ("astropy/astropy", "matplotlib/matplotlib", "scikit-learn/scikit-learn")
 """Built again before their tests: a change may touch an extension module."""
 
@@ -54,7 +56,8 @@ def swebench_gold(row: Mapping[str, Any]) -> dict[str, Any]:
     repository = str(row.get("repo") or "")
     runner, log = RUNNERS.get(repository, (PYTEST, "pytest"))
     script = str(row.get("eval_script") or "")
-    return {"command": script or _script(row, repository, runner), "log": str(row.get("log") or log), **lists}
+    gold = {"command": script or _script(row, repository, runner), "log": str(row.get("log") or log), **lists}
+    return gold | ({"from_image": RUNNER_FILES[repository]} if repository in RUNNER_FILES else {})
 
 
 def _script(row: Mapping[str, Any], repository: str, runner: str) -> str:

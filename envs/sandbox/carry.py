@@ -10,7 +10,7 @@ The records are described in `envs/sandbox/inside/folders.py`.
 import errno
 import shlex
 import struct
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -50,6 +50,17 @@ def entries(part: bytes) -> Iterator[Entry]:
         yield Entry(kind.decode("latin-1"), part[start - path_size : start], offset, part[start : start + size], mode)
 
 
+def without(part: bytes, leave: Callable[[Entry], bool]) -> bytes:
+    """A part but for the records that are to be left behind. Raises ValueError as `entries` does."""
+    kept, at = bytearray(), 0
+    for entry in entries(part):
+        end = at + ENTRY.size + len(entry.path) + len(entry.data)
+        if not leave(entry):
+            kept += part[at:end]
+        at = end
+    return bytes(kept)
+
+
 async def parts(sandbox: Sandbox, path: str, max_bytes: int) -> AsyncGenerator[bytes]:
     """The folder `path` in parts of a few MiB. Raises FileRefused when it is no folder, or larger than `max_bytes`
     (records included) or a million entries; SandboxError."""
@@ -85,17 +96,18 @@ async def snapshot(sandbox: Sandbox, path: str, max_bytes: int = 2 << 30) -> lis
     return [part async for part in parts(sandbox, path, max_bytes)]
 
 
-async def restore(sandbox: Sandbox, path: str, saved: Sequence[bytes]) -> None:
-    """Make `path` what it was in the snapshot. Raises FileRefused, SandboxError."""
-    await clear(sandbox, path)
+async def restore(sandbox: Sandbox, path: str, saved: Iterable[bytes], spared: str = "") -> None:
+    """Make `path` what it was in the snapshot; what lies in it under the name `spared` stays. Raises FileRefused,
+    SandboxError."""
+    await clear(sandbox, path, spared)
     for part in saved:
         await _folders(sandbox).unpack(path, part)
 
 
-async def clear(sandbox: Sandbox, path: str) -> None:
-    """An empty folder at `path`. Raises FileRefused, SandboxError."""
-    folder = shlex.quote(path)
-    command = f"mkdir -p -- {folder} && find {folder} -mindepth 1 -delete"
+async def clear(sandbox: Sandbox, path: str, spared: str = "") -> None:
+    """A folder at `path` with nothing in it but what has the name `spared`. Raises FileRefused, SandboxError."""
+    folder, but = shlex.quote(path), f"! -name {shlex.quote(spared)} " if spared else ""
+    command = f"mkdir -p -- {folder} && find {folder} -mindepth 1 -maxdepth 1 {but}-exec rm -rf -- {{}} +"
     result = await exec_clean(sandbox, command, timeout_s=CLEAR_S)
     if result.exit_code:
         raise FileRefused(errno.EBUSY, result.stderr.decode(errors="replace").strip()[-200:], path)

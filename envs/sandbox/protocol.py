@@ -216,6 +216,16 @@ async def exec_clean(sandbox: Sandbox, command: str, **options: Any) -> ExecResu
     return await sandbox.exec(command, **options)
 
 
+async def end_processes(sandbox: Sandbox) -> None:
+    """End all that runs in it. A backend that can do it from outside has `nuke`; else it is a command, which a policy
+    that is root there may have replaced. Raises SandboxError."""
+    nuke = getattr(sandbox, "nuke", None)
+    if nuke is not None:
+        await nuke()
+    else:
+        await exec_clean(sandbox, "kill -KILL -1", timeout_s=10)
+
+
 class Backend(Protocol):
     """A way to start sandboxes."""
 

@@ -1,27 +1,35 @@
-"""Repository tests: `tests` is 1 if the tests of a repository go as the gold says, run where the policy worked."""
+"""Repository tests: `tests` is 1 if the tests of a repository go as the gold says, run on the policy's work."""
 
+import contextlib
+import errno
 import json
 import posixpath
 import secrets
 import shlex
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sandboxrl.data.errors import InputError, nearest
 from sandboxrl.data.task import Task
 from sandboxrl.envs.grading.code.test_logs import READERS, resolved, without_colours
+from sandboxrl.envs.grading.code.work import CARRIED_BYTES, STEERING, Work
 from sandboxrl.envs.grading.protocol import GraderFailed, Kind, Means, has_gold, no_gold
-from sandboxrl.envs.sandbox.protocol import WORKDIR, FileRefused, Sandbox
+from sandboxrl.envs.sandbox.protocol import (
+    DOCUMENTS,
+    WORKDIR,
+    FileRefused,
+    Sandbox,
+    SandboxError,
+    end_processes,
+    exec_clean,
+)
 
 TEST_OUTPUT_BYTES = 16 << 20
 HIDDEN_BYTES = 64 << 20
 """Of the files of a task that are taken out of its sandbox, together."""
 HIDE_S = 300.0
-CARRIED_BYTES = 512 << 20
-"""Of /testbed, packed, that is carried into a fresh sandbox."""
 PLACES = ("fresh", "same")
-CARRIED = "/tmp/.work.tar.gz"
-PART_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -43,13 +51,18 @@ class TestGold:
     files: dict[str, str] | None = None
     """Path -> text, written just before the command: hidden tests never lie in the sandbox while the policy works."""
     prepare: str = ""
-    """Shell script, run in /testbed before the policy's first turn."""
+    """Shell script, run in /testbed before the policy's first turn, and in a fresh sandbox before its work comes."""
     hidden: tuple[str, ...] = ()
     """Files and folders of the image (absolute) that the policy must not see: taken out before its first turn, put back
     for the command."""
     where: str = "fresh"
     """`fresh`: a new sandbox of the same image, into which /testbed is carried as data, so that nothing else that the
-    policy did to its machine counts. `same`: where the policy worked."""
+    policy did to its machine counts. `same`: where the policy worked, whatever it made of that machine."""
+    from_image: tuple[str, ...] = ()
+    """With `fresh`: names (`conftest.py`, `*.pth`: at any depth) and paths (`bin/test`: below /testbed) that steer the
+    tests and stay the image's, beside `sandboxrl.envs.grading.code.work.STEERING`."""
+    from_work: tuple[str, ...] = ()
+    """Of that list, what this task does test, for example `pyproject.toml` or `.git/`."""
     timeout_s: float = 1800.0
 
 
@@ -79,9 +92,7 @@ async def hide_tests(task: Task, sandbox: Sandbox) -> dict[str, bytes]:
         return {}
     where, paths, hidden = task.image or "the sandbox", shlex.join(gold.hidden), {}
     listing = f"find {paths} -type f ! -name '*.pyc' -print0" if paths else ""
-    found = await sandbox.exec(
-        f"set -e\n(\n{gold.prepare}\n:) >&2\n{listing}", timeout_s=HIDE_S, max_bytes=TEST_OUTPUT_BYTES
-    )
+    found = await exec_clean(sandbox, f"{_prepared(gold)}\n{listing}", timeout_s=HIDE_S, max_bytes=TEST_OUTPUT_BYTES)
     names = found.stdout.decode(errors="surrogateescape").split("\0")[:-1]
     if found.exit_code or found.timed_out or found.stdout_bytes > len(found.stdout) or bool(paths) > bool(names):
         said = " ".join(found.stderr.decode(errors="replace").split())[-300:]
@@ -90,9 +101,13 @@ async def hide_tests(task: Task, sandbox: Sandbox) -> dict[str, bytes]:
         hidden[name] = await sandbox.read(name, HIDDEN_BYTES)
         if sum(map(len, hidden.values())) > HIDDEN_BYTES:
             raise GraderFailed(f"task {task.id}: its tests are larger than {HIDDEN_BYTES} bytes")
-    if names and (await sandbox.exec(f"rm -rf -- {paths}", timeout_s=HIDE_S)).exit_code:
+    if names and (await exec_clean(sandbox, f"rm -rf -- {paths}", timeout_s=HIDE_S)).exit_code:
         raise GraderFailed(f"task {task.id}: its tests cannot be removed from {where}")
     return hidden
+
+
+def _prepared(gold: TestGold) -> str:
+    return f"set -e\n(\n{gold.prepare}\n:) >&2"
 
 
 async def _grade(task: Task, answer: str, means: Means) -> float:
@@ -103,40 +118,59 @@ async def _grade(task: Task, answer: str, means: Means) -> float:
     if gold.hidden and not hidden:
         raise GraderFailed(f"task {task.id}: its tests were not hidden before the first turn")
     files = {**hidden, **{path: text.encode() for path, text in (gold.files or {}).items()}}
-    # what the policy left running would see the tests come, and change them; what it put in their place is none of them
-    places = shlex.join(posixpath.join(WORKDIR, path) for path in (*gold.hidden, *(gold.files or {})))
-    await sandbox.exec(f"kill -KILL -1 2>/dev/null; rm -rf -- {places}", timeout_s=HIDE_S)
-    if gold.where == "same" or means.fresh is None:
+    places = [posixpath.join(WORKDIR, path) for path in (*gold.hidden, *(gold.files or {}))]
+    await end_processes(sandbox)  # what the policy left running would see the tests come, or its work go
+    if gold.where == "same":
+        await exec_clean(sandbox, f"rm -rf -- {shlex.join(places)}", timeout_s=HIDE_S)  # what it put in their place
         return await _run(gold, sandbox, files)
-    packed = await _packed(task, sandbox)
-    await sandbox.close()  # its place may be the one that the fresh one waits for
-    async with means.fresh(task.image) as fresh:
-        for number, part in enumerate(packed):
-            await fresh.write({f"{CARRIED}.{number:04}": part})
-        unpack = f"cat {CARRIED}.* > {CARRIED} && rm {CARRIED}.* && find {WORKDIR} -mindepth 1 -delete; "
-        unpack += f"tar -C / -xzf {CARRIED} && rm -rf -- {CARRIED} {places}"
-        done = await fresh.exec(unpack, timeout_s=HIDE_S)
-        if done.exit_code or done.timed_out:
-            said = " ".join(done.stderr.decode(errors="replace").split())[-300:]
-            raise GraderFailed(f"task {task.id}: its work cannot be carried into a fresh sandbox: {said}")
-        return await _run(gold, fresh, files)
+    try:
+        return await _grade_carried(task, gold, means, files, places)
+    except OSError as error:  # a FileRefused is one, and dealt with there
+        raise GraderFailed(f"task {task.id}: its work could not be kept here meanwhile: {error}") from error
 
 
-async def _packed(task: Task, sandbox: Sandbox) -> list[bytes]:
-    """The policy's work as the parts of one archive. It is data: read in the fresh sandbox alone, by that one's own
-    tar."""
-    tar = f"cd / && rm -rf {CARRIED} && tar -czf {CARRIED} {posixpath.relpath(WORKDIR, '/')}; stat -c %s {CARRIED}"
-    said = (await sandbox.exec(tar, timeout_s=HIDE_S)).stdout.decode(errors="replace").strip()
-    if not said.isdigit() or int(said) > CARRIED_BYTES:
+async def _grade_carried(
+    task: Task, gold: TestGold, means: Means, files: Mapping[str, bytes], places: list[str]
+) -> float:
+    """In a fresh sandbox. Raises as `Kind.grade`, and OSError where this machine cannot hold the work meanwhile."""
+    assert means.sandbox is not None
+    if means.fresh is None:
+        raise InputError(f"task {task.id} is tested in a fresh sandbox, and this grader has no pool to take it from")
+    names = [name for name in (*STEERING, *gold.from_image) if name not in gold.from_work]
+    with tempfile.TemporaryFile() as spool:
+        work, refused = Work(spool, names, places), None
+        try:
+            await work.take(means.sandbox)
+        except FileRefused as error:
+            refused = error
+        with contextlib.suppress(SandboxError):  # its pool sees to that again
+            await means.sandbox.close()  # its place may be the one that the fresh one waits for
+        if refused and refused.errno != errno.EFBIG:
+            return 0.0  # there is no folder any more
+        async with means.fresh(task.image) as fresh:
+            if refused:
+                return await _too_large(task, fresh)
+            outside = [place for place in places if not place.startswith(f"{WORKDIR}/")]
+            ready = f"{_prepared(gold)}\nrm -rf -- {shlex.join(outside)}"
+            if (done := await exec_clean(fresh, ready, timeout_s=HIDE_S)).exit_code:
+                raise GraderFailed(f"task {task.id}: no fresh sandbox can be prepared: {done.stderr[-300:]!r}")
+            documents = task.documents if task.placement == "sandbox" else {}
+            try:
+                await work.bring(fresh, {f"{DOCUMENTS}/{name}": text.encode() for name, text in documents.items()})
+            except FileRefused:  # it fits no sandbox of this kind, or there is something else where a folder must be
+                return 0.0
+            return await _run(gold, fresh, files)
+
+
+async def _too_large(task: Task, fresh: Sandbox) -> float:
+    """The score of work that is too large to be carried. Raises GraderFailed where the image's own already is."""
+    said = (await exec_clean(fresh, f"du -sb {WORKDIR}", timeout_s=HIDE_S)).stdout.split()
+    if not said or int(said[0]) > CARRIED_BYTES // 2:
         raise GraderFailed(
-            f"task {task.id}: {WORKDIR} cannot be carried into a fresh sandbox ({said or 'tar failed'} bytes, "
-            f"{CARRIED_BYTES} are allowed); the gold may say `where: same`"
+            f"task {task.id}: {WORKDIR} of {task.image or 'the sandbox'} is too large to be carried into a fresh "
+            f"sandbox ({CARRIED_BYTES >> 20} MiB are allowed); the gold may say `where: same`"
         )
-    parts = []
-    for start in range(0, int(said), PART_BYTES):
-        cut = f"tail -c +{start + 1} {CARRIED} | head -c {PART_BYTES}"
-        parts.append((await sandbox.exec(cut, timeout_s=HIDE_S, max_bytes=PART_BYTES)).stdout)
-    return parts
+    return 0.0
 
 
 async def _run(gold: TestGold, sandbox: Sandbox, files: Mapping[str, bytes]) -> float:
@@ -150,7 +184,7 @@ async def _run(gold: TestGold, sandbox: Sandbox, files: Mapping[str, bytes]) -> 
     # the folder: a shell that persists is where the policy went. One stream, in its order: what a script says on
     # standard error (`set -x`) marks what it says on standard output
     command = f"cd {WORKDIR}\nexec 2>&1\n{gold.command}"
-    result = await sandbox.exec(command, timeout_s=gold.timeout_s, env=clean, max_bytes=TEST_OUTPUT_BYTES)
+    result = await exec_clean(sandbox, command, timeout_s=gold.timeout_s, env=clean, max_bytes=TEST_OUTPUT_BYTES)
     return 0.0 if result.timed_out else score_tests(gold, result.stdout.decode(errors="replace"))
 
 

@@ -190,7 +190,8 @@ def test_an_image_without_the_tests_is_the_machines_fault(image: str, tmp_path: 
 
 def gold(**fields: Any) -> Task:
     command = "sh '/testbed/kept/a b.sh'"
-    return Task("t", "swe", "q", json.dumps({"command": command, "expected": {"x": "PASSED"}, **fields}), "tests")
+    asked = {"command": command, "expected": {"x": "PASSED"}, "where": "same", **fields}
+    return Task("t", "swe", "q", json.dumps(asked), "tests")
 
 
 def test_hidden_files_come_back_as_they_were_and_replace_what_stands_there(machine: Any) -> None:
