@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
+from ray.util.state import list_actors
 
 from sandboxrl.data.files import read_jsonl
 from sandboxrl.launch.__main__ import main
+from sandboxrl.rl.cluster.hosts import RESOURCE
 from tests.launch.promises import check_finished
 from tests.ray_cluster import RayCluster
 
@@ -115,9 +118,14 @@ def test_the_4b_recipe_runs_on_the_small_model_in_docker_sandboxes(
 def test_the_baseline_recipe_runs_on_the_small_model_without_sandboxes(
     tmp_path: Path, model_folder: str, ray_cluster: RayCluster
 ) -> None:
-    words = ["steps=1", f"cluster={ray_cluster.address}", TCP]
+    """Its engine on the nodes that were named."""
+    words = ["steps=1", f"cluster={ray_cluster.address}", TCP, f"engine.nodes={RESOURCE}"]
     assert train(tmp_path, model_folder, *words, recipe="recipes/llm_rl.yaml")["status"] == "finished"
     assert modes(tmp_path) == {"llm"}
+    offering = {node["NodeID"] for node in ray.nodes() if node["Resources"].get(RESOURCE)}
+    workers = list_actors(address=ray_cluster.job_server, filters=[("class_name", "=", "RolloutWorker")], limit=1000)
+    newest = max(worker.job_id for worker in workers)
+    assert {worker.node_id for worker in workers if worker.job_id == newest} == offering
 
 
 @pytest.mark.heavy
