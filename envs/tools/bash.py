@@ -32,7 +32,7 @@ def bash_tool(name: str, shown: Shown, max_chars: int = 16_000) -> Tool:
         "Every call starts a fresh shell."
     )
     command = {"type": "string", "description": "The command, for example `python script.py`."}
-    return Tool(name, run, description, {"command": command})
+    return Tool(name, run, description, {"command": command}, bounded=True)
 
 
 def full(result: ExecResult, timeout_s: float, max_chars: int) -> str:

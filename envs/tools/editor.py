@@ -20,6 +20,8 @@ COMMANDS = ("view", "create", "str_replace", "insert")
 NEEDS = {"view": (), "create": ("file_text",), "str_replace": ("old_str",), "insert": ("insert_line", "new_str")}
 
 MAX_FILE_BYTES = 16 << 20
+MAX_LINES, MAX_VIEW, MAX_LOOK = 100_000, 1 << 20, 1 << 21
+"""Lines and characters that are looked at for one answer: meanwhile all other trajectories of a process wait."""
 MAX_ENTRIES = 200
 CONTEXT_LINES = 4
 
@@ -64,7 +66,7 @@ def editor_tool(name: str, wording: Wording, heading: str = "") -> Tool:
         "View a text file (with line numbers) or a directory, create a file, replace a piece of text that occurs "
         "exactly once, or insert lines."
     )
-    return Tool(name, run, description, PARAMETERS, required=("command", "path"), heading=heading)
+    return Tool(name, run, description, PARAMETERS, required=("command", "path"), heading=heading, bounded=True)
 
 
 async def edit(arguments: Mapping[str, Any], sandbox: Sandbox, timeout_s: float, wording: Wording) -> str:
@@ -117,6 +119,8 @@ async def _view(path: str, view_range: list[int] | None, sandbox: Sandbox, timeo
                 f"invalid view_range {view_range}: {path} has {len(lines)} lines, counted from 1; "
                 "the last may be -1 for the end and must not come before the first"
             )
+    if last - first > MAX_LINES or len(text) > MAX_VIEW and sum(map(len, lines[first - 1 : last])) > MAX_VIEW:
+        raise ToolRefused(f"{path}, lines {first} to {last} of {len(lines)}, is too much to view; give a view_range")
     head = wording.viewed.format(path=path, first=first, last=last, total=len(lines))
     notes = []
     if "\r\n" in text and _is_crlf(text):
@@ -250,7 +254,10 @@ def _places(text: str, old: str) -> str:
 
 
 def _near_miss(text: str, old: str) -> str:
-    """Says where the same words stand with other white space."""
+    """Says where the same words stand with other white space; not of texts so long that looking would hold up the
+    other trajectories."""
+    if text.count("\n") * (old.count("\n") + 1) + len(text) > MAX_LOOK:
+        return ""
     wanted = [" ".join(line.split()) for line in old.strip().split("\n")]
     lines = [" ".join(line.split()) for line in text.split("\n")]
     for i in range(len(lines) - len(wanted) + 1):

@@ -47,6 +47,8 @@ class Tool:
     """The trajectory ends after a call that was right."""
     heading: str = ""
     """Comes before every answer, errors included."""
+    bounded: bool = False
+    """`run` waits for nothing but the sandbox, whose calls come to an end by themselves."""
 
     @property
     def needed(self) -> tuple[str, ...]:
@@ -80,10 +82,12 @@ class Tool:
 
     async def _run(self, arguments: Mapping[str, Any], sandbox: Sandbox, timeout_s: float) -> str | Observation:
         try:
-            said: object = await asyncio.wait_for(self.run(sandbox, arguments, timeout_s), timeout_s + GRACE_S)
+            running = self.run(sandbox, arguments, timeout_s)
+            said: object = await (running if self.bounded else asyncio.wait_for(running, timeout_s + GRACE_S))
         except (ToolRefused, SandboxError):
             raise
         except TimeoutError as error:
+            await sandbox.exec("true", timeout_s=GRACE_S)  # where it is the sandbox that does not answer, this says so
             raise ToolFailed(f"tool {self.name!r} did not answer within {timeout_s + GRACE_S:g} s") from error
         except Exception as error:
             raise ToolFailed(f"tool {self.name!r}: {described(error)}") from error

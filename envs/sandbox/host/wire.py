@@ -15,7 +15,7 @@ import secrets
 import socket
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
-from errno import EINVAL
+from errno import EINVAL, ENAMETOOLONG
 
 from sandboxrl.envs.sandbox.host import lease
 from sandboxrl.envs.sandbox.inside.frames import FRAME, MAX_HEADER, MAX_PAYLOAD, RECORD, pack_head, unpack_header
@@ -38,6 +38,9 @@ LARGE_BYTES = 64 << 10
 """A payload from here on is sent as it lies, not copied behind its header first."""
 SEND_BUFFER_BYTES = 1 << 20
 """Asked of the kernel for each stream: how much goes to the executor at a time (212,992 if nobody asks)."""
+MAX_PATH = 64 << 10
+"""Of a path, in bytes; the kernel takes 4096 at a time, and parts of it are opened one by one."""
+MAX_SHOWN = 200
 BATCH_BYTES = 4 << 20
 """Files travel in frames of about this size, so that neither side holds a large file twice."""
 
@@ -333,7 +336,10 @@ def wire_path(path: str) -> bytes:
     """The absolute path in the sandbox; `..` is resolved by name, as no component may be a link."""
     if "\0" in path:
         raise FileRefused(EINVAL, os.strerror(EINVAL), path)
-    return _bytes("/" + posixpath.normpath(posixpath.join(WORKDIR, path)).lstrip("/"))
+    name = _bytes("/" + posixpath.normpath(posixpath.join(WORKDIR, path)).lstrip("/"))
+    if len(name) > MAX_PATH:  # the executor takes a header that is too large for the end of the protocol
+        raise FileRefused(ENAMETOOLONG, os.strerror(ENAMETOOLONG), path[:MAX_SHOWN])
+    return name
 
 
 def _result(reply: Fields, payload: bytes, limit: int) -> ExecResult:

@@ -12,7 +12,9 @@ import pytest
 
 from sandboxrl.envs.sandbox.host.wire import Box
 from sandboxrl.envs.sandbox.pool import Pool
-from sandboxrl.envs.sandbox.protocol import SandboxDied, SandboxEnded
+from sandboxrl.envs.sandbox.protocol import FileRefused, SandboxDied, SandboxEnded
+from sandboxrl.envs.tools.tool_set import tool_set
+from sandboxrl.envs.trajectory import ToolCall
 
 
 def field(pid: int, name: str) -> str:
@@ -56,9 +58,25 @@ def test_a_sandbox_that_alone_does_not_answer_is_its_own(machine):
         await asyncio.sleep(0.3)
         first = first_process(f"sleep\0{mark}\0".encode())
         os.kill(first, signal.SIGSTOP)
-        with pytest.raises(SandboxEnded, match="while others do answer"):
-            await box.exec("true", timeout_s=0.1)
+        with pytest.raises(
+            SandboxEnded, match="while others do answer"
+        ):  # not ToolFailed, which would be the machine's
+            await tool_set("paper").run(ToolCall("bash", {"command": "true"}, "1"), box, 0.1)
         assert not Path(f"/proc/{first}").exists(), "it is ended for good"
+
+    machine.run(body)
+
+
+def test_a_path_of_any_length_is_refused_and_ends_nothing(machine):
+    async def body(box):
+        with pytest.raises(FileRefused):
+            await box.read("p" * 5000)
+        for size in (70_000, 2 << 20):
+            with pytest.raises(FileRefused):
+                await box.read("p" * size)
+            with pytest.raises(FileRefused):
+                await box.write({"p/" * (size // 2) + "f": b""})
+        assert (await box.exec("echo alive")).stdout == b"alive\n"
 
     machine.run(body)
 

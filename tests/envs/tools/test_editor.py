@@ -1,6 +1,7 @@
 """The editor: what an edit does not name stays as it was, byte for byte, and every refusal says why."""
 
 import asyncio
+import time
 
 import pytest
 from hypothesis import given
@@ -175,3 +176,17 @@ def test_a_file_that_cannot_be_read_is_named():
     assert "larger than 16 MiB" in refused(box, "str_replace", "big", old_str="x", new_str="y")
     assert "path must be a file name" in refused(box, "view", "")
     assert "path must be a file name" in refused(box, "view", "a\0b")
+
+
+@pytest.mark.parametrize(
+    ("data", "command", "arguments", "message"),
+    [
+        (b"\n" * (16 << 20), "view", {}, "is too much to view; give a view_range"),
+        (b"\x01" * (16 << 20), "view", {"view_range": [1, 1]}, "is too much to view"),
+        (b"a\n" * (8 << 20), "str_replace", {"old_str": "b\n" * 50_000}, "does not occur"),
+    ],
+)
+def test_no_file_holds_up_the_other_trajectories(data, command, arguments, message):
+    before = time.process_time()
+    assert message in refused(MemorySandbox({PATH: data}), command, **arguments)
+    assert time.process_time() - before < 4
