@@ -12,6 +12,7 @@ from rich.table import Table
 from sandboxrl.data.errors import InputError
 from sandboxrl.data.prompt.arms import load_arm
 from sandboxrl.data.sources import ORIGINS, named_specs, origin_of, parse_spec
+from sandboxrl.launch.parser import complete_recipe
 from sandboxrl.rl.config import Recipe, find_recipe, is_carried_out, knobs, load_recipe
 from sandboxrl.rl.sizes import report as sizes
 
@@ -19,10 +20,11 @@ GIB = 1 << 30
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+    recipe = parser.add_argument(
         "recipe", metavar="RECIPE", nargs="?", help="a YAML file, or the name of a recipe that ships (qwen3_4b)"
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="any key of the recipe")
+    overrides = parser.add_argument("overrides", nargs="*", metavar="key=value", help="any key of the recipe")
+    complete_recipe(recipe, overrides)
     parser.add_argument("--keys", action="store_true", help="list every key with its default and what it does")
     parser.add_argument("--dry-run", action="store_true", help="run the learner's step at true size, without values")
     parser.add_argument("--fit", action="store_true", help="search ranks, row size, checkpointing, offload that fit")

@@ -2,8 +2,10 @@
 
 import argparse
 import importlib
+from pathlib import Path
 from typing import Any, NoReturn
 
+import sandboxrl
 from sandboxrl.data.errors import InputError, nearest
 
 
@@ -27,6 +29,22 @@ def parser_of(verb: str) -> Parser:
     parser = Parser(prog=f"sandboxrl {verb}", description=(module.__doc__ or "").split("\n")[0])
     module.configure(parser)
     return parser
+
+
+def complete_recipe(recipe: argparse.Action, overrides: argparse.Action, folder: str = "") -> None:
+    """The shell completes the recipes that ship, and `key=` for each key of a recipe; files where neither fits."""
+
+    def names(prefix: str, **_: object) -> list[str]:
+        shipped = Path(sandboxrl.__file__).with_name("recipes") / folder
+        return [file.stem for file in sorted(shipped.glob("*.yaml")) if file.stem.startswith(prefix)]
+
+    def keys(prefix: str, **_: object) -> list[str]:
+        from sandboxrl.rl.config import Recipe, knobs  # not before somebody presses the key
+
+        return [f"{key}=" for key in knobs(Recipe) if key.startswith(prefix)]
+
+    recipe.completer = names  # type: ignore[attr-defined]
+    overrides.completer = keys  # type: ignore[attr-defined]
 
 
 def configure_progress(parser: argparse.ArgumentParser) -> None:

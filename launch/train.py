@@ -7,7 +7,7 @@ from pathlib import Path
 from sandboxrl.data import files
 from sandboxrl.data.errors import InputError, one_line
 from sandboxrl.data.files import read_jsonl
-from sandboxrl.launch.parser import configure_progress
+from sandboxrl.launch.parser import complete_recipe, configure_progress
 from sandboxrl.launch.signals import run_async
 from sandboxrl.rl.config import Recipe, find_recipe, load_recipe, save_recipe
 from sandboxrl.rl.continuing import RECIPE, go_back, held, is_finished, out_of_job, recipe_of_folder
@@ -17,8 +17,11 @@ from sandboxrl.rl.reports.progress import opened
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("recipe", metavar="RECIPE", help="a YAML file, the name of a recipe that ships (`tiny`), or a run folder")
-    add("overrides", nargs="*", metavar="key=value", help="any key of the recipe, for example steps=5")
+    recipe = add(
+        "recipe", metavar="RECIPE", help="a YAML file, the name of a recipe that ships (`tiny`), or a run folder"
+    )
+    overrides = add("overrides", nargs="*", metavar="key=value", help="any key of the recipe, for example steps=5")
+    complete_recipe(recipe, overrides)
     add("--fresh", action="store_true", help="refuse to continue a run folder that exists")
     add("--from-step", type=int, metavar="N", help="go on from the checkpoint of step N; later ones are removed")
     told = "compute the learner's side of the run folder RECIPE again, from the trajectories it has saved"
