@@ -31,7 +31,7 @@ from sandboxrl.data.task import Task
 from sandboxrl.envs.grading.code.repository_tests import hide_tests, parse_test_gold, score_tests
 from sandboxrl.envs.grading.grader import Grader
 from sandboxrl.envs.sandbox.pool import Pool, open_backend
-from sandboxrl.envs.sandbox.protocol import DOCUMENTS, FileRefused, Limits, SandboxConfig
+from sandboxrl.envs.sandbox.protocol import DOCUMENTS, FileRefused, Limits, SandboxConfig, Shells
 
 LIMITS = Limits(memory_bytes=512 << 20, disk_bytes=128 << 20)
 RUNNER = "/opt/runner"
@@ -246,16 +246,17 @@ async def played(pool: Pool, way: str, commands: Sequence[str]) -> float:
     gold = parse_test_gold(asked)
     try:
         async with pool.sandbox() as box:
+            assert isinstance(box, Shells)  # what a policy exports there is what the bare way tests with
             hidden = await hide_tests(asked, box)
             await box.write({f"{DOCUMENTS}/{name}": text.encode() for name, text in asked.documents.items()})
             for command in commands:
-                await box.exec(command, timeout_s=60)
+                await box.shell(command, timeout_s=60, wait_s=60)
             if way != "bare":
                 return await grader.grade(asked, "", box, hidden)
             for path, text in (gold.files or {}).items():
                 with contextlib.suppress(FileRefused):
                     await box.write({path: text.encode()})
-            return score_tests(gold, (await box.exec(gold.command)).stdout.decode(errors="replace"))
+            return score_tests(gold, (await box.shell(gold.command, wait_s=60)).output.decode(errors="replace"))
     finally:
         await grader.close()
 
@@ -269,7 +270,7 @@ def main() -> int:
     every = {name: commands for name, (commands, _) in HONEST.items()} | cheats() | IN_THE_TESTED_CODE
 
     async def run() -> dict[str, dict[str, float]]:
-        config = SandboxConfig(backend=args.backend, image=args.image, limits=LIMITS, persist_shell=True)
+        config = SandboxConfig(backend=args.backend, image=args.image, limits=LIMITS)
         pool = Pool(open_backend(config), warm=0)
         try:
             found: dict[str, dict[str, float]] = {}

@@ -435,15 +435,15 @@ async def fuzz(frames: int, seed: int = 0) -> dict[str, float]:
     backend = open_backend(SandboxConfig())
     ended = hangs = sent = largest = 0
     values = [b"", b"0", b"1", b"-1", b"nan", b"9" * 30, b"\xff", b"/testbed/x", b"..", b"/proc/1/mem", b"x" * 3000]
-    keys = [b"timeout", b"keep", b"cwd", b"persist", b"path", b"max", b"env.A", b"env."]
-    operations = [b"ping", b"read", b"write", b"exec", b"", b"run"]
+    keys = [b"timeout", b"keep", b"cwd", b"input", b"quiet", b"wait", b"path", b"max", b"env.A", b"env."]
+    operations = [b"ping", b"read", b"write", b"exec", b"shell", b"", b"run"]
     while sent < frames:
         box: Any = await backend.start()
         torn = False
         try:
             for _ in range(10):
                 for _ in range(100):
-                    operation = rng.choices(operations, [40, 25, 25, 2, 0.02, 0.02])[0]
+                    operation = rng.choices(operations, [40, 25, 25, 2, 2, 0.02, 0.02])[0]
                     fields = {rng.choice(keys): rng.choice(values) for _ in range(rng.randint(0, 4))}
                     frame = pack({b"id": b"x", b"op": operation, **fields}, rng.randbytes(rng.randint(0, 60)))
                     torn = rng.random() < 0.0003

@@ -247,7 +247,8 @@ async def evaluate(
             policies = await stack.enter_async_context(open_policies(spec, tasks))
         arm = load_arm(args.arm)
         computer = any(trial.mode == "sandbox" for trial in todo)
-        mode, tools = ("sandbox", tool_set(arm.tool_set)) if computer else ("llm", None)
+        offered = tool_set(arm.tool_set, persist_shell=settings.sandbox.persist_shell)
+        mode, tools = ("sandbox", offered) if computer else ("llm", None)
         sample = Sampler(policies, Environment(arm, mode, settings.limits, tools, pool, grader), args.keep_tokens)
         await run_trials(todo, sample, folder, args.parallel, args.attempts, on_end=Counting(progress, len(todo)))
 

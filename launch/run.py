@@ -42,13 +42,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--backend", default="bubblewrap", help="bubblewrap, docker or my.py:Backend (default: bubblewrap)")
     add("--image", default=SandboxConfig().image, help="of a docker sandbox")
     add("--network", default="none", choices=NETWORKS, help="of the sandbox; `egress` lets it install packages")
+    add(
+        "--persist-shell",
+        action="store_true",
+        help="the model's commands share one shell, which programs can ask back in",
+    )
     add("--api-key-env", default="OPENAI_API_KEY", metavar="NAME", help="variable that holds the server's key")
     add("--quiet", action="store_true", help="no progress, only the result")
 
 
 def run(args: argparse.Namespace) -> int:
     prompt = _prompt(args.prompt)
-    sandbox = SandboxConfig(backend=args.backend, image=args.image, network=args.network, warm=0)
+    sandbox = SandboxConfig(
+        backend=args.backend, image=args.image, network=args.network, persist_shell=args.persist_shell, warm=0
+    )
     files = read_inputs(args.input, sandbox.limits.disk_bytes // 2) if args.input else {}
     if args.output.exists() and (not args.output.is_dir() or any(args.output.iterdir())):
         raise InputError(f"--output {args.output} is not an empty folder; name a new one")
@@ -102,7 +109,9 @@ async def _run(
             EngineConfig(max_model_len=args.max_tokens),
         )
         async with open_policies(spec) as policies:
-            environment = Environment(arm, limits=limits, tools=tool_set(arm.tool_set), pool=pool)
+            environment = Environment(
+                arm, limits=limits, tools=tool_set(arm.tool_set, persist_shell=config.persist_shell), pool=pool
+            )
             given = {**KEPT_OPEN, **files}
             trajectory = await rollout(task, policies[0], environment, args.seed, given, on_turn=progress, on_end=keep)
     finally:

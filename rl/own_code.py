@@ -20,7 +20,7 @@ def with_code(recipe: Recipe) -> Recipe:
     """The recipe with the digest of all the code it names. Raises InputError for a part that is not there or does not
     have the shape that its place asks for."""
     if recipe.mode == "sandbox":
-        tool_set(recipe.tool_set or load_arm(recipe.prompt).tool_set, recipe.tools)
+        tool_set(recipe.tool_set or load_arm(recipe.prompt).tool_set, recipe.tools, recipe.sandbox.persist_shell)
         find_backend(recipe.sandbox.backend)
     load_hooks(recipe.hooks)
     find_advantage(recipe.loss.advantage)

@@ -89,7 +89,7 @@ def prepare(recipe: Recipe, progress: Progress | None = None, download: bool = T
     arm = load_arm(recipe.prompt)
     schemas, sandbox = [], {}
     if recipe.mode == "sandbox":
-        schemas = tool_set(recipe.tool_set or arm.tool_set, recipe.tools).schemas()
+        schemas = tool_set(recipe.tool_set or arm.tool_set, recipe.tools, recipe.sandbox.persist_shell).schemas()
         with progress.stage("sandbox"):
             sandbox = asyncio.run(_check_backend(recipe))
     noted = recipe.run_dir / COMMITS_FILE  # a run that goes on reads what it began with

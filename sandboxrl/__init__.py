@@ -28,6 +28,8 @@ _HOMES = {
         "SandboxDied",
         "SandboxEnded",
         "SandboxError",
+        "ShellResult",
+        "Shells",
         "open_backend",
     ),
     "envs.tools": ("Tool", "ToolRefused", "ToolSet", "tool_set"),

@@ -12,7 +12,8 @@ from sandboxrl.envs.sandbox.protocol import (
     SandboxDied,
     SandboxEnded,
     SandboxError,
-    exec_clean,
+    ShellResult,
+    Shells,
 )
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "SandboxDied",
     "SandboxEnded",
     "SandboxError",
-    "exec_clean",
+    "ShellResult",
+    "Shells",
     "open_backend",
 ]

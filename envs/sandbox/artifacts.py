@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sandboxrl.data.errors import InputError
 from sandboxrl.data.task import safe_name
-from sandboxrl.envs.sandbox.protocol import FileRefused, Sandbox, SandboxError, exec_clean
+from sandboxrl.envs.sandbox.protocol import FileRefused, Sandbox, SandboxError
 
 INPUT, OUTPUT = "/testbed/input", "/testbed/output"
 MAX_FILE_BYTES = 64 << 20
@@ -64,8 +64,7 @@ async def collect(sandbox: Sandbox, out: Path, max_bytes: int = 1 << 30) -> Coll
     out.mkdir(parents=True, exist_ok=True)
     found = Collected()
     try:
-        listing = await exec_clean(
-            sandbox,
+        listing = await sandbox.exec(
             f"cd {OUTPUT} 2>/dev/null && find . -mindepth 1 ! -type d -printf '%y %P\\0'",
             timeout_s=60,
             max_bytes=LIST_BYTES,

@@ -15,7 +15,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from sandboxrl.envs.sandbox.inside.folders import ENTRY
-from sandboxrl.envs.sandbox.protocol import BackendUnavailable, FileRefused, Folders, Sandbox, exec_clean
+from sandboxrl.envs.sandbox.protocol import BackendUnavailable, FileRefused, Folders, Sandbox
 
 MAX_ENTRIES = 1_000_000
 CLEAR_S = 300.0
@@ -108,7 +108,7 @@ async def clear(sandbox: Sandbox, path: str, spared: str = "") -> None:
     """A folder at `path` with nothing in it but what has the name `spared`. Raises FileRefused, SandboxError."""
     folder, but = shlex.quote(path), f"! -name {shlex.quote(spared)} " if spared else ""
     command = f"mkdir -p -- {folder} && find {folder} -mindepth 1 -maxdepth 1 {but}-exec rm -rf -- {{}} +"
-    result = await exec_clean(sandbox, command, timeout_s=CLEAR_S)
+    result = await sandbox.exec(command, timeout_s=CLEAR_S)
     if result.exit_code:
         raise FileRefused(errno.EBUSY, result.stderr.decode(errors="replace").strip()[-200:], path)
 

@@ -16,7 +16,16 @@ from typing import Any
 
 from sandboxrl.data.errors import described
 from sandboxrl.envs.sandbox.carry import carry
-from sandboxrl.envs.sandbox.protocol import ANSWER, Backend, ExecResult, FileRefused, Folders, Sandbox, SandboxDied
+from sandboxrl.envs.sandbox.protocol import (
+    ANSWER,
+    Backend,
+    ExecResult,
+    FileRefused,
+    Folders,
+    Sandbox,
+    SandboxDied,
+    Shells,
+)
 
 CLAUSE_S = 120.0
 """For one clause, the start of its sandboxes included."""
@@ -278,6 +287,39 @@ async def folders(source: Sandbox, target: Sandbox) -> None:
     holds(seen == b".:\na\n\na:\n1\nb\nout\n755\n/etc/passwd\n", "a folder arrives as it was", seen)
 
 
+async def a_shell_that_stays(box: Sandbox) -> None:
+    if not isinstance(box, Shells):
+        return  # a backend need not have it
+    await box.shell("cd /tmp; export SEEN=1; here=2; f() { echo function; }; alias ll='echo alias'; false")
+    kept = await box.shell("echo $? $PWD $SEEN $here; f; ll; ps -o args= $$ >/dev/null && exit_code() { return 7; }")
+    holds(
+        kept.output == b"1 /tmp 1 2\nfunction\nalias\n", "folder, variables, functions, aliases and status stay", kept
+    )
+    done = await box.shell("exit_code")
+    holds((done.state, done.exit_code) == ("done", 7), "a command's exit code", done)
+    holds(await said(box, "pwd; echo [$SEEN]") == b"/testbed\n[]\n", "nothing of it reaches `exec`")
+    asked = await box.shell("read -p 'name? ' name; echo hello $name", wait_s=20)
+    holds(asked.state in ("waiting", "running") and asked.output == b"name? ", "what waits for input goes on", asked)
+    holds((await box.shell("echo no")).state == "busy", "and is not overtaken")
+    told = await box.shell("you\n", is_input=True)
+    holds((told.state, told.output) == ("done", b"hello you\n"), "it can be answered", told)
+    holds((await box.shell("x\n", is_input=True)).state == "idle", "what does not run takes no input")
+    running = await box.shell("for n in 1 2 3; do echo $n; sleep 60; done", wait_s=0.3)
+    holds((running.state, running.output, running.exit_code) == ("running", b"1\n", None), "`wait_s` is kept", running)
+    stopped = await box.shell("\x03", is_input=True)
+    holds((stopped.state, stopped.exit_code) == ("done", 130), "Ctrl-C interrupts, loops too", stopped)
+    await box.shell("(sleep 0.3; echo later) &")
+    later = await box.shell("", is_input=True)
+    holds(later.output == b"later\n", "later output of the background is there when asked for", later)
+    limited = await box.shell("trap '' INT TERM; sleep 777 & sleep 777", timeout_s=0.3)
+    holds(limited.timed_out and limited.exit_code is None, "a time limit", limited)
+    left = await said(box, "ps -e -o args | grep -c '^sleep 777' || true")
+    holds(left == b"0\n", "ends all that the command started", left)
+    killed = await box.shell("kill -KILL $$")
+    holds((killed.state, killed.exit_code) == ("ended", -9), "a shell that ends says so", killed)
+    holds((await box.shell("echo [$here]")).output == b"[]\n", "and the next command has a new one")
+
+
 CONTRACT: Mapping[str, tuple[Clause, int]] = {
     # what it is about: (clause, how many sandboxes it takes)
     "results of commands": (results, 1),
@@ -297,6 +339,7 @@ CONTRACT: Mapping[str, tuple[Clause, int]] = {
     "closing": (closing, 1),
     "sandboxes apart": (apart, 2),
     "folders": (folders, 2),
+    "a shell that stays": (a_shell_that_stays, 1),
 }
 
 

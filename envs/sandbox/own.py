@@ -2,6 +2,7 @@
 else. Its faults are the machine's, never the model's."""
 
 import asyncio
+import functools
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -12,11 +13,11 @@ from sandboxrl.envs.sandbox.protocol import (
     WORKDIR,
     Backend,
     ExecResult,
-    Folders,
     Sandbox,
     SandboxConfig,
     SandboxDied,
     SandboxError,
+    ShellResult,
 )
 
 T = TypeVar("T")
@@ -24,6 +25,8 @@ GRACE_S = 30.0
 """For a call, beyond its command's own time limit."""
 FILES_S = 60.0
 START_S = 600.0
+OPTIONAL: Mapping[str, type] = {"pack": tuple, "unpack": object, "shell": ShellResult}
+"""Method of a sandbox that need not have it, and what it gives back."""
 METHODS = {"start": ("image",), "close": ()}
 
 _log = logging.getLogger(__name__)
@@ -51,7 +54,7 @@ class OwnBackend:
         missing = [name for name in ("exec", "read", "write", "close") if not callable(getattr(box, name, None))]
         if missing:
             raise SandboxDied(f"{self.name}: start() gave back what has no {', '.join(missing)}")
-        return (_OwnFolders if isinstance(box, Folders) else _OwnSandbox)(box, self.name)
+        return _OwnSandbox(box, self.name)
 
     async def close(self) -> None:
         await _held(self.name, GRACE_S, object, self._inner, "close")
@@ -63,17 +66,22 @@ class OwnBackend:
 
 
 class _OwnSandbox:
+    """A user's sandbox. What it need not have (OPTIONAL) is there if it has it."""
+
     def __init__(self, inner: Any, name: str) -> None:
         self._inner, self._name = inner, name
         self.id = str(getattr(inner, "id", f"{name}:{id(inner):x}"))
+        for method, kind in OPTIONAL.items():
+            if callable(getattr(inner, method, None)):
+                setattr(self, method, functools.partial(self._optional, method, kind))
+
+    async def _optional(self, method: str, kind: type[T], *words: Any, **options: Any) -> T:
+        within_s = FILES_S if "timeout_s" not in options else options["timeout_s"] + GRACE_S
+        return await _held(self._name, within_s, kind, self._inner, method, *words, **options)
 
     @property
     def alive(self) -> bool:
         return bool(getattr(self._inner, "alive", True))
-
-    @property
-    def keeps_shell(self) -> bool:
-        return bool(getattr(self._inner, "keeps_shell", False))
 
     async def exec(
         self,
@@ -82,9 +90,8 @@ class _OwnSandbox:
         cwd: str = WORKDIR,
         env: Mapping[str, str] | None = None,
         max_bytes: int | None = None,
-        **more: Any,
     ) -> ExecResult:
-        options: dict[str, Any] = {"timeout_s": timeout_s, "cwd": cwd, "env": env, "max_bytes": max_bytes, **more}
+        options: dict[str, Any] = {"timeout_s": timeout_s, "cwd": cwd, "env": env, "max_bytes": max_bytes}
         return await _held(self._name, timeout_s + GRACE_S, ExecResult, self._inner, "exec", command, **options)
 
     async def read(self, path: str, max_bytes: int = 1 << 20) -> bytes:
@@ -98,14 +105,6 @@ class _OwnSandbox:
 
     async def close(self) -> None:
         await _held(self._name, FILES_S, object, self._inner, "close")
-
-
-class _OwnFolders(_OwnSandbox):
-    async def pack(self, path: str, cursor: str = "") -> tuple[bytes, str]:
-        return await _held(self._name, FILES_S, tuple, self._inner, "pack", path, cursor)
-
-    async def unpack(self, path: str, part: bytes) -> None:
-        await _held(self._name, FILES_S, object, self._inner, "unpack", path, part)
 
 
 async def _held(name: str, within_s: float, kind: type[T], owner: Any, method: str, *words: Any, **options: Any) -> T:

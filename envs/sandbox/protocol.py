@@ -136,7 +136,8 @@ class SandboxConfig:
     parallel_starts: int = 0
     """Sandboxes started at the same time; 0: twice the number of cores."""
     persist_shell: bool = False
-    """Keep the working directory and exported variables between commands; default: a fresh shell per call."""
+    """The `bash` tool of the model types into one shell that lives as long as its sandbox; default: a fresh shell per
+    call. Commands of a grader or of another tool never run in it."""
     limits: Limits = field(default_factory=Limits)
 
 
@@ -208,12 +209,42 @@ class Folders(Protocol):
         ...
 
 
-async def exec_clean(sandbox: Sandbox, command: str, **options: Any) -> ExecResult:
-    """`Sandbox.exec` for a command that is not the policy's own: nothing of a shell that persists reaches it, whatever
-    the policy exported there. `options` are those of `exec`."""
-    if getattr(sandbox, "keeps_shell", False):
-        options["clean"] = True
-    return await sandbox.exec(command, **options)
+SHELL_STATES = ("done", "running", "waiting", "ended", "busy", "idle")
+
+
+@dataclass(frozen=True)
+class ShellResult:
+    """What a shell that persists has to say since it was last asked."""
+
+    state: str
+    """`done`: the command has ended, or nothing runs. `running`, `waiting`: it goes on, and waits for input. `ended`:
+    the shell itself has ended; the next command begins a new one. Nothing was done: `busy`, a command is running;
+    `idle`, none is that could take input."""
+    output: bytes
+    """Of the shell's terminal, stdout and stderr as one; at most `limits.output_bytes`, as in ExecResult."""
+    output_bytes: int
+    """True total since the last result."""
+    exit_code: int | None
+    """Of the command or, negative, the signal that ended the shell; None: nothing has ended."""
+    timed_out: bool
+    """The command has used up its time; all that it started was ended, if need be its shell too."""
+    duration_s: float
+
+
+@runtime_checkable
+class Shells(Protocol):
+    """What a sandbox adds when it can keep a shell (`sandbox.persist_shell`)."""
+
+    async def shell(
+        self, text: str, timeout_s: float = 120.0, is_input: bool = False, wait_s: float | None = None
+    ) -> ShellResult:
+        """Run the command `text` in the shell of this sandbox, or with `is_input` type these very characters to what
+        runs there (`\\x03` is Ctrl-C, `\\x04` Ctrl-D, which ends an idle shell); empty input waits for more output.
+        Returns when the command has ended, when it waits for input, after 10 s in which it was silent or, with
+        `wait_s`, after that long whatever it does.
+        `timeout_s` is the time of a command, of all calls in which it was waited for together. Raises FileRefused for
+        what no terminal takes, SandboxDied."""
+        ...
 
 
 async def end_processes(sandbox: Sandbox) -> None:
@@ -223,7 +254,7 @@ async def end_processes(sandbox: Sandbox) -> None:
     if nuke is not None:
         await nuke()
     else:
-        await exec_clean(sandbox, "kill -KILL -1", timeout_s=10)
+        await sandbox.exec("kill -KILL -1", timeout_s=10)
 
 
 class Backend(Protocol):

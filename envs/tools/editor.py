@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sandboxrl.envs.sandbox.protocol import WORKDIR, FileRefused, Sandbox, exec_clean
+from sandboxrl.envs.sandbox.protocol import WORKDIR, FileRefused, Sandbox
 from sandboxrl.envs.tools.display import visible
 from sandboxrl.envs.tools.tool import Tool, ToolRefused
 
@@ -134,8 +134,7 @@ async def _view(path: str, view_range: list[int] | None, sandbox: Sandbox, timeo
 async def _list(path: str, sandbox: Sandbox, timeout_s: float, wording: Wording) -> str | None:
     """The entries of a folder, sorted; None if it is none. NUL-separated on the way, so that no name forges another."""
     folder = shlex.quote(path)
-    found = await exec_clean(
-        sandbox,
+    found = await sandbox.exec(
         f"[ -d {folder} ] || exit 3; export LC_ALL=C; "
         f"find {folder} -mindepth 1 -maxdepth 2 -name '.*' -prune -o -printf '%P/%y\\0' "
         f"| sort -z | head -z -n {MAX_ENTRIES + 1}",

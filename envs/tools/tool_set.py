@@ -21,6 +21,7 @@ from sandboxrl.envs.tools.bash import bash_tool, compact, full, released
 from sandboxrl.envs.tools.display import clip
 from sandboxrl.envs.tools.editor import Wording, editor_tool
 from sandboxrl.envs.tools.finish import finish_tool
+from sandboxrl.envs.tools.shell import shell_tool
 from sandboxrl.envs.tools.tool import Tool, wrong_shape
 from sandboxrl.envs.trajectory import Observation, ToolCall
 
@@ -58,17 +59,22 @@ class ToolSet:
         return replace(answer, duration_s=time.monotonic() - clock)
 
 
-def tool_set(name: str, chosen: Sequence[str] = ()) -> ToolSet:
-    """One of TOOL_SETS by name; with `chosen` (names of its tools, and tools of a user's own) those, in that order.
-    Raises InputError."""
+def tool_set(name: str, chosen: Sequence[str] = (), persist_shell: bool = False) -> ToolSet:
+    """One of TOOL_SETS by name; with `chosen` (names of its tools, and tools of a user's own) those, in that order;
+    with `persist_shell` its shell is the one that stays. Raises InputError."""
     if name not in TOOL_SETS:
         raise InputError(f"unknown tool set {name!r}{nearest(name, TOOL_SETS)}")
     whole = TOOL_SETS[name]
+    if persist_shell:
+        stays = SHELLS[name]
+        whole = replace(whole, tools=tuple(stays if tool.name == stays.name else tool for tool in whole.tools))
     if not chosen:
         return whole
     known = {tool.name: tool for tool in whole.tools}
     tools = [known.get(one) or _shortened(plugged(one, known, "tools", wrong_shape)) for one in chosen]
     names = [tool.name for tool in tools]
+    if persist_shell and SHELLS[name] not in tools:
+        raise InputError(f"sandbox.persist_shell: tools must hold {SHELLS[name].name}, which is the shell")
     for one in names:
         if names.count(one) > 1:
             raise InputError(f"tools: two of them are called {one!r}")
@@ -129,3 +135,5 @@ TOOL_SETS = {
         no_call_message="No tool call. Call a tool.",
     ),
 }
+SHELLS = {"paper": shell_tool("bash"), "reference": shell_tool("execute_bash"), "compact": shell_tool("bash", 2_000)}
+"""The shell that stays, by tool set (`sandbox.persist_shell`)."""

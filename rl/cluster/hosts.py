@@ -32,6 +32,7 @@ from sandboxrl.envs.sandbox.protocol import (
     SandboxDied,
     SandboxEnded,
     SandboxError,
+    ShellResult,
 )
 
 RESOURCE = "sandboxes"
@@ -78,6 +79,8 @@ class SandboxHost:
         box = self._boxes.get(holder, {}).get(identity)
         if box is None:
             return SandboxDied(f"sandbox {identity} is not here any more")
+        if not hasattr(box, method):
+            return BackendUnavailable(f"{type(box).__name__}, on another node, has no `{method}`")
         try:
             return await getattr(box, method)(**arguments)
         except SandboxError as error:
@@ -131,8 +134,6 @@ def _keep_alive(writer: asyncio.StreamWriter) -> None:
 class RemoteBox:
     """A sandbox on another node (`sandboxrl.envs.sandbox.protocol.Sandbox`)."""
 
-    keeps_shell = True  # of some; `clean` means nothing to the others
-
     def __init__(self, host: Any, holder: str, identity: str, gone: Callable[[], None]) -> None:
         self.id = identity
         self._host, self._holder, self._gone = host, holder, gone
@@ -149,10 +150,16 @@ class RemoteBox:
         cwd: str = WORKDIR,
         env: Mapping[str, str] | None = None,
         max_bytes: int | None = None,
-        clean: bool = False,
     ) -> ExecResult:
         arguments = {"command": command, "timeout_s": timeout_s, "cwd": cwd, "env": env, "max_bytes": max_bytes}
-        result: ExecResult = await self._call("exec", arguments | {"clean": clean})
+        result: ExecResult = await self._call("exec", arguments)
+        return result
+
+    async def shell(
+        self, text: str, timeout_s: float = 120.0, is_input: bool = False, wait_s: float | None = None
+    ) -> ShellResult:
+        arguments = {"text": text, "timeout_s": timeout_s, "is_input": is_input, "wait_s": wait_s}
+        result: ShellResult = await self._call("shell", arguments)
         return result
 
     async def read(self, path: str, max_bytes: int = 1 << 20) -> bytes:

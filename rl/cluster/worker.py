@@ -130,7 +130,9 @@ class RolloutWorker:
         self._pool = None
         tools = None
         if self._spec.mode == "sandbox":
-            tools = tool_set(self._spec.tool_set or self._spec.arm.tool_set, self._spec.tools)
+            tools = tool_set(
+                self._spec.tool_set or self._spec.arm.tool_set, self._spec.tools, self._spec.sandbox.persist_shell
+            )
             self._pool = _open_pool(self._spec.sandbox)
             await self._pool.fill()
             seconds["sandboxes"] = time.monotonic() - started

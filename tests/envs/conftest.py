@@ -72,7 +72,7 @@ class Machine:
     def run_with_backend(self, body: Body, kept: bool = False, **changes: Any) -> Any:
         """`body` with a backend that is opened for it and closed afterwards; `kept`: with one that other tests use too,
         unless it does more than start sandboxes (`network`, `rootfs`)."""
-        if kept and changes.keys() <= {"limits", "persist_shell"}:
+        if kept and changes.keys() <= {"limits"}:
             return self._keeper.run(body, self.config(**changes))
 
         async def whole() -> Any:

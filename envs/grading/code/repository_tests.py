@@ -22,7 +22,6 @@ from sandboxrl.envs.sandbox.protocol import (
     Sandbox,
     SandboxError,
     end_processes,
-    exec_clean,
 )
 
 TEST_OUTPUT_BYTES = 16 << 20
@@ -92,7 +91,7 @@ async def hide_tests(task: Task, sandbox: Sandbox) -> dict[str, bytes]:
         return {}
     where, paths, hidden = task.image or "the sandbox", shlex.join(gold.hidden), {}
     listing = f"find {paths} -type f ! -name '*.pyc' -print0" if paths else ""
-    found = await exec_clean(sandbox, f"{_prepared(gold)}\n{listing}", timeout_s=HIDE_S, max_bytes=TEST_OUTPUT_BYTES)
+    found = await sandbox.exec(f"{_prepared(gold)}\n{listing}", timeout_s=HIDE_S, max_bytes=TEST_OUTPUT_BYTES)
     names = found.stdout.decode(errors="surrogateescape").split("\0")[:-1]
     if found.exit_code or found.timed_out or found.stdout_bytes > len(found.stdout) or bool(paths) > bool(names):
         said = " ".join(found.stderr.decode(errors="replace").split())[-300:]
@@ -101,7 +100,7 @@ async def hide_tests(task: Task, sandbox: Sandbox) -> dict[str, bytes]:
         hidden[name] = await sandbox.read(name, HIDDEN_BYTES)
         if sum(map(len, hidden.values())) > HIDDEN_BYTES:
             raise GraderFailed(f"task {task.id}: its tests are larger than {HIDDEN_BYTES} bytes")
-    if names and (await exec_clean(sandbox, f"rm -rf -- {paths}", timeout_s=HIDE_S)).exit_code:
+    if names and (await sandbox.exec(f"rm -rf -- {paths}", timeout_s=HIDE_S)).exit_code:
         raise GraderFailed(f"task {task.id}: its tests cannot be removed from {where}")
     return hidden
 
@@ -121,7 +120,7 @@ async def _grade(task: Task, answer: str, means: Means) -> float:
     places = [posixpath.join(WORKDIR, path) for path in (*gold.hidden, *(gold.files or {}))]
     await end_processes(sandbox)  # what the policy left running would see the tests come, or its work go
     if gold.where == "same":
-        await exec_clean(sandbox, f"rm -rf -- {shlex.join(places)}", timeout_s=HIDE_S)  # what it put in their place
+        await sandbox.exec(f"rm -rf -- {shlex.join(places)}", timeout_s=HIDE_S)  # what it put in their place
         return await _run(gold, sandbox, files)
     try:
         return await _grade_carried(task, gold, means, files, places)
@@ -152,7 +151,7 @@ async def _grade_carried(
                 return await _too_large(task, fresh)
             outside = [place for place in places if not place.startswith(f"{WORKDIR}/")]
             ready = f"{_prepared(gold)}\nrm -rf -- {shlex.join(outside)}"
-            if (done := await exec_clean(fresh, ready, timeout_s=HIDE_S)).exit_code:
+            if (done := await fresh.exec(ready, timeout_s=HIDE_S)).exit_code:
                 raise GraderFailed(f"task {task.id}: no fresh sandbox can be prepared: {done.stderr[-300:]!r}")
             documents = task.documents if task.placement == "sandbox" else {}
             try:
@@ -164,7 +163,7 @@ async def _grade_carried(
 
 async def _too_large(task: Task, fresh: Sandbox) -> float:
     """The score of work that is too large to be carried. Raises GraderFailed where the image's own already is."""
-    said = (await exec_clean(fresh, f"du -sb {WORKDIR}", timeout_s=HIDE_S)).stdout.split()
+    said = (await fresh.exec(f"du -sb {WORKDIR}", timeout_s=HIDE_S)).stdout.split()
     if not said or int(said[0]) > CARRIED_BYTES // 2:
         raise GraderFailed(
             f"task {task.id}: {WORKDIR} of {task.image or 'the sandbox'} is too large to be carried into a fresh "
@@ -184,7 +183,7 @@ async def _run(gold: TestGold, sandbox: Sandbox, files: Mapping[str, bytes]) -> 
     # the folder: a shell that persists is where the policy went. One stream, in its order: what a script says on
     # standard error (`set -x`) marks what it says on standard output
     command = f"cd {WORKDIR}\nexec 2>&1\n{gold.command}"
-    result = await exec_clean(sandbox, command, timeout_s=gold.timeout_s, env=clean, max_bytes=TEST_OUTPUT_BYTES)
+    result = await sandbox.exec(command, timeout_s=gold.timeout_s, env=clean, max_bytes=TEST_OUTPUT_BYTES)
     return 0.0 if result.timed_out else score_tests(gold, result.stdout.decode(errors="replace"))
 
 

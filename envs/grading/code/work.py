@@ -16,7 +16,7 @@ from typing import IO
 
 from sandboxrl.envs.grading.protocol import GraderFailed
 from sandboxrl.envs.sandbox.carry import Entry, parts, restore, without
-from sandboxrl.envs.sandbox.protocol import WORKDIR, ExecResult, FileRefused, Sandbox, exec_clean
+from sandboxrl.envs.sandbox.protocol import WORKDIR, ExecResult, FileRefused, Sandbox
 
 SETTINGS = ("setup.cfg", "pyproject.toml")
 """Of these the policy's count as long as neither they nor the image's say anything about pytest."""
@@ -64,8 +64,7 @@ class Work:
         wanted = " -o ".join(
             f"-{'path ./' if '/' in name else 'name '}{shlex.quote(name.rstrip('/'))}" for name in self._names
         )
-        found = await exec_clean(
-            fresh,
+        found = await fresh.exec(
             f"mkdir -p {aside} {WORKDIR} && cd {WORKDIR} && find . -path ./{HISTORY} -prune -o "
             f"'(' {wanted} ')' -prune -print0 > {aside}.names && "
             f"xargs -0r cp -a --parents -t {aside} < {aside}.names && cat {aside}.names && rm {aside}.names",
@@ -81,7 +80,7 @@ class Work:
                 silent += [name] if path not in self._dropped else []
         await restore(fresh, WORKDIR, self._parts(), spared)
         back = f"cd {aside} && rm -rf -- {shlex.join(silent)} && cp -a . {WORKDIR}/ && rm -rf {aside}"
-        done = await exec_clean(fresh, back, timeout_s=LOOK_S)
+        done = await fresh.exec(back, timeout_s=LOOK_S)
         if done.exit_code or done.timed_out:  # a file or a link of the policy's stands where the image has a folder
             raise FileRefused(errno.EEXIST, _said(done), WORKDIR)
         await fresh.write({path: data for path, data in documents.items() if self._is_given(path, data)})

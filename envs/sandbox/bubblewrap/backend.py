@@ -121,7 +121,7 @@ class Bubblewrap:
             return await self._inquest(identity, process, symptoms)
 
         limits = self._config.limits
-        box = Box(identity, reader, writer, end, limits.output_bytes, self._config.persist_shell, inquest)
+        box = Box(identity, reader, writer, end, limits.output_bytes, inquest)
         try:
             await asyncio.gather(box.hello(), asyncio.shield(settling))
         except BaseException:

@@ -213,7 +213,7 @@ class Docker:
             return await self._inquest(container, image, symptoms)
 
         limits = self._config.limits
-        box = Box(identity, reader, writer, end, limits.output_bytes, self._config.persist_shell, inquest)
+        box = Box(identity, reader, writer, end, limits.output_bytes, inquest)
         await box.hello()
         self._boxes[container] = box
         if not self._quota and self._watching is None:

@@ -20,6 +20,7 @@ from errno import EINVAL, ENAMETOOLONG
 from sandboxrl.envs.sandbox.host import lease
 from sandboxrl.envs.sandbox.inside.frames import FRAME, MAX_HEADER, MAX_PAYLOAD, RECORD, pack_head, unpack_header
 from sandboxrl.envs.sandbox.protocol import (
+    SHELL_STATES,
     WORKDIR,
     ExecResult,
     FileRefused,
@@ -27,6 +28,7 @@ from sandboxrl.envs.sandbox.protocol import (
     SandboxDied,
     SandboxEnded,
     SandboxError,
+    ShellResult,
 )
 
 HELLO_S = 30.0
@@ -34,6 +36,8 @@ HELLO_S = 30.0
 WATCHDOG_S = 10.0
 """Granted to the executor on top of a command's own time limit."""
 FILE_OPERATION_S = 60.0
+QUIET_S = 10.0
+"""Of a command in the shell that persists, until whoever asked hears that it goes on."""
 LARGE_BYTES = 64 << 10
 """A payload from here on is sent as it lies, not copied behind its header first."""
 SEND_BUFFER_BYTES = 1 << 20
@@ -90,13 +94,12 @@ class Box:
         writer: asyncio.StreamWriter,
         end: Callable[[], Awaitable[None]],
         output_bytes: int,
-        persist_shell: bool = False,
         inquest: Inquest | None = None,
     ) -> None:
         self.id = identity
         self._reader, self._writer, self._end = reader, writer, end
         self._inquest = inquest
-        self._output_bytes, self._persist = output_bytes, persist_shell
+        self._output_bytes = output_bytes
         stream = writer.get_extra_info("socket")
         stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         self._stream = stream.fileno()
@@ -112,11 +115,6 @@ class Box:
     def alive(self) -> bool:
         """False once the sandbox is known to have ended."""
         return self._death is None
-
-    @property
-    def keeps_shell(self) -> bool:
-        """Whether one command's shell is continued by the next, unless that is to be `clean`."""
-        return self._persist
 
     @property
     def busy(self) -> bool:
@@ -141,10 +139,8 @@ class Box:
         cwd: str = WORKDIR,
         env: Mapping[str, str] | None = None,
         max_bytes: int | None = None,
-        clean: bool = False,
     ) -> ExecResult:
-        """Run `command` with bash; see `envs.sandbox.protocol.Sandbox`. With `clean`, nothing of a shell that persists
-        reaches it. Raises SandboxDied; ValueError for a
+        """Run `command` with bash; see `envs.sandbox.protocol.Sandbox`. Raises SandboxDied; ValueError for a
         `timeout_s` that is not a positive number, an `env` that no process could have or `max_bytes` above 32 MiB."""
         if not (timeout_s > 0 and math.isfinite(timeout_s)):
             raise ValueError(f"timeout_s must be a positive number of seconds, not {timeout_s}")
@@ -156,20 +152,46 @@ class Box:
             b"timeout": repr(float(timeout_s)).encode(),
             b"keep": str(limit).encode(),
             b"cwd": wire_path(cwd),
-            b"persist": b"%d" % (self._persist and not clean),
         }
         for name, value in (env or {}).items():
             if not name or "=" in name or "\0" in name + value:
                 raise ValueError(f"not an environment variable: {name!r}")
             fields[b"env." + _bytes(name)] = _bytes(value)
-        reply, payload = await self._call(fields, _bytes(command), timeout_s + WATCHDOG_S)
-        if b"machine" in reply:
-            self._die(f"this machine is short: {reply[b'machine'].decode(errors='replace')}", closed=True)
-            raise await self._end_of_it()
+        reply, payload = await self._run(fields, command, timeout_s)
         try:
             return _result(reply, payload, limit)
         except (KeyError, ValueError) as error:
             raise await self._protocol_error(error) from error
+
+    async def shell(
+        self, text: str, timeout_s: float = 120.0, is_input: bool = False, wait_s: float | None = None
+    ) -> ShellResult:
+        """Run or type `text` in the shell that persists; see `envs.sandbox.protocol.Shells`. Raises FileRefused,
+        SandboxDied; ValueError for times that are not positive numbers."""
+        for seconds in (timeout_s, 1.0 if wait_s is None else wait_s):
+            if not (seconds > 0 and math.isfinite(seconds)):
+                raise ValueError(f"timeout_s and wait_s must be positive numbers of seconds, not {seconds}")
+        fields = {
+            b"op": b"shell",
+            b"input": b"%d" % is_input,
+            b"timeout": repr(float(timeout_s)).encode(),
+            b"quiet": repr(QUIET_S).encode(),
+            b"wait": repr(float(wait_s or 0)).encode(),
+            b"keep": str(self._output_bytes).encode(),
+        }
+        reply, payload = await self._run(fields, text, timeout_s)
+        await self._check(reply)
+        try:
+            return _shell_result(reply, payload, self._output_bytes)
+        except (KeyError, ValueError) as error:
+            raise await self._protocol_error(error) from error
+
+    async def _run(self, fields: Fields, text: str, timeout_s: float) -> tuple[Fields, bytes]:
+        reply, payload = await self._call(fields, _bytes(text), timeout_s + WATCHDOG_S)
+        if b"machine" in reply:
+            self._die(f"this machine is short: {reply[b'machine'].decode(errors='replace')}", closed=True)
+            raise await self._end_of_it()
+        return reply, payload
 
     async def read(self, path: str, max_bytes: int = 1 << 20) -> bytes:
         """The bytes of a regular file, at most 64 MiB. Raises FileRefused, SandboxDied."""
@@ -360,6 +382,20 @@ def _result(reply: Fields, payload: bytes, limit: int) -> ExecResult:
         stderr_bytes=totals[1],
         duration_s=duration_s,
         background=reply[b"background"] == b"1",
+    )
+
+
+def _shell_result(reply: Fields, payload: bytes, limit: int) -> ShellResult:
+    """Raises KeyError, ValueError for an answer that does not add up."""
+    total, duration_s, state = int(reply[b"stdout"]), float(reply[b"duration"]), reply[b"state"].decode("ascii")
+    if len(payload) != min(total, limit):
+        raise ValueError("sizes of the output do not add up")
+    if not 0 <= duration_s < math.inf or state not in SHELL_STATES:
+        raise ValueError("not a duration, or not a state")
+    timed_out = reply[b"timed_out"] == b"1"
+    ended = state in ("done", "ended") and not timed_out
+    return ShellResult(
+        state, cut(payload, total, limit), total, int(reply[b"exit"]) if ended else None, timed_out, duration_s
     )
 
 

@@ -9,7 +9,7 @@ import resource
 import select
 import time
 
-from sandboxrl.envs.sandbox.inside.files import is_folder, write_at
+from sandboxrl.envs.sandbox.inside.files import write_at
 from sandboxrl.envs.sandbox.inside.processes import (
     freeze,
     live_processes,
@@ -24,7 +24,6 @@ TYPE_CHECKING = False  # the module of that name is too large to be imported in 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-MAX_STATE = 1 << 20
 MAX_HELD_PIPES = 512
 INLINE_COMMAND = 100_000  # one argv string is limited to 128 KiB: longer commands go through a memfd
 SPAWN_TRIES = 20
@@ -34,7 +33,7 @@ FEW_KILLS = 3
 SHORT = (errno.EAGAIN, errno.ENOMEM, errno.ENFILE)
 WATCH_MEMORY_S = 0.1
 PIPE_GRACE_S = 0.05
-COMMAND_FD, STATE_FD = 9, 250
+COMMAND_FD = 9
 BASH = "/bin/bash"
 WORKDIR = b"/testbed"
 DEFAULT_ENVIRONMENT = {
@@ -44,11 +43,6 @@ DEFAULT_ENVIRONMENT = {
     b"LC_CTYPE": b"C.UTF-8",  # what LANG=C.UTF-8 means, without the eleven other files that every program would read
     b"TERM": b"dumb",
 }
-NOT_STATE = (b"_", b"PWD", b"OLDPWD", b"SHLVL")
-SAVE_STATE = (
-    b'trap \'{ builtin printf "%%s\\0" "$PWD"; /usr/bin/env -0 && builtin printf ".\\0"; } >&%d 2>/dev/null\' EXIT; '
-    % STATE_FD
-)
 
 
 def anonymous_file() -> int:
@@ -94,7 +88,7 @@ class Command:
 
     __slots__ = (
         "id", "pid", "started", "deadline", "timed_out", "born", "kill_at", "kills", "exit", "ended", "pipes", "kept",
-        "answered", "state", "variables",
+        "answered",
     )  # fmt: skip
 
     def __init__(self, identity: bytes, timeout_s: float, keep: int) -> None:
@@ -111,8 +105,6 @@ class Command:
         self.pipes: list[int] = []
         self.kept = (Kept(keep), Kept(keep))
         self.answered = False
-        self.state = -1
-        self.variables: dict[bytes, bytes] = {}
 
 
 class Commands:
@@ -122,58 +114,48 @@ class Commands:
         self,
         poll: select.poll,
         answer: Callable[[Command, list[bytes]], None],
-        give_up: Callable[[Command, str], None],
+        give_up: Callable[[bytes, str], None],
         processes: int,
         memory_bytes: int,
     ) -> None:
         self.poll = poll
-        self.give_up = give_up  # called with a command that cannot be run here and now, by nobody's doing inside
+        self.give_up = (
+            give_up  # called with the id of a command that cannot be run here and now, by nobody's doing inside
+        )
         self.answer = answer  # called with a finished command and the kept bytes of its stdout and stderr
         self.in_flight: dict[int, Command] = {}  # by pid
+        self.lasting: dict[int, Callable[[int], None]] = {}  # by pid: a shell that persists, told how it ended
         self.pipes: dict[int, tuple[int, Command]] = {}  # by descriptor, also of finished commands
         self.processes = processes
         self.memory_bytes = memory_bytes  # 0: the kernel limits it
         self.max_held_pipes = min(MAX_HELD_PIPES, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
         self.watch_at = 0.0
         self.environment = {**DEFAULT_ENVIRONMENT, **posix.environ}
-        self.shell_cwd = WORKDIR
-        self.shell_environment: dict[bytes, bytes] = {}
         self.nothing = posix.open("/dev/null", posix.O_RDONLY | posix.O_CLOEXEC)  # later, a FIFO may be there
         self.score = posix.open("/proc/self/oom_score_adj", posix.O_RDWR | posix.O_CLOEXEC)
         self.own_score = posix.read(self.score, 16)
 
-    def start(self, command: Command, script: bytes, cwd: bytes, variables: dict[bytes, bytes], persist: bool) -> None:
+    def start(self, command: Command, script: bytes, cwd: bytes, variables: dict[bytes, bytes]) -> None:
         """Run `script`; whatever becomes of it, it is answered."""
-        environment, save = dict(self.environment), False
-        command.variables = variables
-        if persist:
-            environment.update(self.shell_environment)
-            save = cwd == WORKDIR  # a command that names its folder leaves the shell's own alone
-            if save and is_folder(self.shell_cwd):
-                cwd = self.shell_cwd
-        environment.update(variables)
         if self.clear_when_full():
             command.kept[1].add(b"sandbox: too many processes were running; all of them were ended\n")
         try:
-            problem = self.spawn(command, script, cwd, environment, save)
+            problem = self.spawn(command, script, cwd, {**self.environment, **variables})
         except MachineShort as short:
-            self.give_up(command, str(short))
+            self.give_up(command.id, str(short))
             return
         if problem:  # the sandbox is alive, its shell is not: the command's own failure, said where bash would say it
             command.exit, command.ended = 126, command.started
             command.kept[1].add(problem.encode("utf-8", "replace"))
             self.finish(command)
 
-    def wait_ms(self) -> int | None:
-        """Until a clock strikes; None: there is none."""
-        now = time.monotonic()
+    def clocks(self) -> list[float]:
+        """When there is something to do unasked (`time.monotonic`)."""
         times = [
             command.kill_at or (command.deadline if command.exit is None else command.ended + PIPE_GRACE_S)
             for command in self.in_flight.values()
         ]
-        if self.watch_at:
-            times.append(self.watch_at)
-        return max(0, min(3_600_000, int((min(times) - now) * 1000) + 1)) if times else None
+        return [*times, self.watch_at] if self.watch_at else times
 
     def clear_when_full(self) -> bool:
         """End everything when a new command could hardly start a process: what a fork bomb leaves behind would make
@@ -188,9 +170,7 @@ class Commands:
         nuke()
         return True
 
-    def spawn(
-        self, command: Command, script: bytes, cwd: bytes, environment: dict[bytes, bytes], save: bool
-    ) -> str | None:
+    def spawn(self, command: Command, script: bytes, cwd: bytes, environment: dict[bytes, bytes]) -> str | None:
         """Start bash; the text of what went wrong, or None."""
         if b"\0" in script:
             return "bash: the command contains a NUL byte\n"
@@ -209,10 +189,6 @@ class Commands:
                 theirs.append(writer)
                 posix.set_blocking(reader, False)
                 actions.append((posix.POSIX_SPAWN_DUP2, writer, target))
-            if save:
-                command.state = anonymous_file()
-                actions.append((posix.POSIX_SPAWN_DUP2, command.state, STATE_FD))
-                script = SAVE_STATE + script
             arguments: list[str | bytes] = [BASH, "-c", script]
             if len(script) > INLINE_COMMAND:
                 theirs.append(anonymous_file())
@@ -230,8 +206,7 @@ class Commands:
             for descriptor in theirs:
                 posix.close(descriptor)
         self.in_flight[command.pid] = command
-        if self.memory_bytes and not self.watch_at:
-            self.watch_at = time.monotonic() + WATCH_MEMORY_S
+        self.watch_from_now()
         for index, descriptor in enumerate(ours):
             self.pipes[descriptor] = (index, command)
             command.pipes.append(descriptor)
@@ -301,6 +276,12 @@ class Commands:
             if command:
                 command.exit = posix.waitstatus_to_exitcode(status)
                 command.ended = time.monotonic()
+            elif pid in self.lasting:
+                self.lasting.pop(pid)(posix.waitstatus_to_exitcode(status))
+
+    def watch_from_now(self) -> None:
+        if self.memory_bytes and not self.watch_at:
+            self.watch_at = time.monotonic() + WATCH_MEMORY_S
 
     def watch_memory(self) -> None:
         """Without a control group: while the programs together use too much memory, the largest one is killed.
@@ -330,31 +311,33 @@ class Commands:
                 command.timed_out = True
                 command.born = (int(stat_fields(command.pid)[19]), command.pid)  # not reaped yet, so it is there
                 command.kill_at = now + TERM_GRACE_S
-                self.signal_tree(command, _signal.SIGTERM)
+                self.signal_tree(command.pid, command.born, _signal.SIGTERM)
             elif command.kill_at and (command.exit is not None or now >= command.kill_at):
-                left = self.kill_tree(command)
+                command.kills += 1
+                left = self.kill_tree(command.pid, command.born, command.kills)
                 command.kill_at = now + KILL_AGAIN_S if left else 0.0
                 command.deadline = now + 3600
             if command.exit is not None and not command.kill_at:
                 if not command.pipes or command.timed_out or now >= command.ended + PIPE_GRACE_S:
                     self.finish(command)
 
-    def signal_tree(self, command: Command, number: int) -> int:
-        """Signal what the command started; how many processes that were. Neither setsid, a double fork nor `env -i`
-        hides one: it is every process born since the command, but for those that have an older ancestor or session
-        (workers of a server that an earlier command left running) or one of another command in flight."""
+    def signal_tree(self, root: int, born: tuple[int, int], number: int, but_root: bool = False) -> int:
+        """Signal what a command started; how many processes that were. Neither setsid, a double fork nor `env -i` hides
+        one: it is every process born since the command, but for those that have an older ancestor or session (workers
+        of a server that an earlier command left running) or one of another command in flight. `root` is its bash, with
+        `but_root` one that is older and stays."""
         found = live_processes()
-        others = {pid for pid, other in self.in_flight.items() if other is not command and other.exit is None}
+        others = {pid for pid, other in self.in_flight.items() if other.exit is None}.union(self.lasting) - {root}
 
         def spared(pid: int) -> bool:
-            return pid in others or (pid in found and (found[pid][2], pid) < command.born)
+            return pid in others or (pid != root and pid in found and (found[pid][2], pid) < born)
 
         signalled = 0
         for pid, (_, session, _) in found.items():
             ancestor = pid
             while ancestor in found and not spared(ancestor):
                 ancestor = found[ancestor][0]
-            if spared(ancestor) or spared(session):
+            if spared(ancestor) or spared(session) or (but_root and pid == root):
                 continue
             try:
                 posix.kill(pid, number)
@@ -363,14 +346,13 @@ class Commands:
                 pass
         return signalled
 
-    def kill_tree(self, command: Command) -> int:
-        """As `signal_tree`, for good. What forks faster than it can be found is stopped first."""
-        command.kills += 1
-        if command.kills <= FEW_KILLS:
-            return self.signal_tree(command, _signal.SIGKILL)
+    def kill_tree(self, root: int, born: tuple[int, int], times: int, but_root: bool = False) -> int:
+        """As `signal_tree`, for good. What forks faster than it can be found is stopped first, after a few `times`."""
+        if times <= FEW_KILLS:
+            return self.signal_tree(root, born, _signal.SIGKILL, but_root)
         freeze()
         try:
-            return self.signal_tree(command, _signal.SIGKILL)
+            return self.signal_tree(root, born, _signal.SIGKILL, but_root)
         finally:
             thaw()
 
@@ -378,9 +360,6 @@ class Commands:
         """Answer the host. Pipes that background children hold stay open, up to a bound."""
         for descriptor in list(command.pipes):
             self.drain(descriptor)
-        if command.state >= 0:
-            self.load_state(command, command.state)
-            posix.close(command.state)
         assert command.exit is not None
         self.answer(command, [kept.both() for kept in command.kept])
         command.answered = True
@@ -391,23 +370,3 @@ class Commands:
             if held is None:
                 break
             self.drop_pipe(held)
-
-    def load_state(self, command: Command, descriptor: int) -> None:
-        """Take over the working directory and exported variables a persistent shell left. Anything else is ignored."""
-        data = posix.pread(descriptor, MAX_STATE, 0)
-        cwd, *variables = data.split(b"\0")[:-1] or [b""]
-        if cwd.startswith(b"/"):
-            self.shell_cwd = cwd
-        if not data:
-            return  # it was killed, or has replaced its shell
-        if variables[-1:] != [b"."]:
-            command.kept[1].add(b"sandbox: too much is exported; the variables stay as they were before\n")
-            return
-        pairs = (variable.split(b"=", 1) for variable in variables if b"=" in variable)
-        kept = {name: value for name, value in pairs if name and name not in NOT_STATE}
-        for name, given in command.variables.items():  # of this call alone, unless the shell has changed it
-            if kept.get(name) == given:
-                kept.pop(name)
-                if name in self.shell_environment:
-                    kept[name] = self.shell_environment[name]
-        self.shell_environment = kept

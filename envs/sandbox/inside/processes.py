@@ -11,9 +11,11 @@ import posix
 import resource
 import struct
 import sys
+import time
 from array import array
 
 PAGE_BYTES = resource.getpagesize()
+TICKS_PER_S = posix.sysconf("SC_CLK_TCK")
 SET_DUMPABLE, SET_SECCOMP, SECCOMP_FILTER = 4, 22, 2
 INITIAL_PID_NAMESPACE = "pid:[4026531836]"  # the kernel's PROC_PID_INIT_INO
 
@@ -81,7 +83,7 @@ def _prctl(option: int, value: int, argument: object = 0) -> int:
 
 
 def stat_fields(pid: int) -> list[bytes]:
-    """The fields of /proc/PID/stat after the name: [0] state, [1] parent, [3] session, [17] threads,
+    """The fields of /proc/PID/stat after the name: [0] state, [1] parent, [2] process group, [3] session, [17] threads,
     [19] start time in clock ticks."""
     with open(f"/proc/{pid}/stat", "rb") as file:
         return file.read().rsplit(b")", 1)[1].split()
@@ -101,6 +103,13 @@ def live_processes() -> dict[int, tuple[int, int, int]]:
         if fields[0] not in b"ZX" or int(fields[17]) > 1:
             found[int(name)] = (int(fields[1]), int(fields[3]), int(fields[19]))
     return found
+
+
+def newest_process() -> tuple[int, int]:
+    """(start time in clock ticks, pid) that every process born from now on comes after."""
+    with open("/proc/loadavg", "rb") as file:
+        newest = int(file.read().split()[4])
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) * TICKS_PER_S // 1_000_000_000, newest + 1
 
 
 def resident_bytes(pid: int) -> int:

@@ -9,9 +9,11 @@ frame is `ready=1`.
 
     request                                                reply
     op=ping                                                -
-    op=exec timeout= keep= cwd= persist= env.NAME=...      exit= timed_out= duration= background= stdout= stderr= kept=
+    op=exec timeout= keep= cwd= env.NAME=...               exit= timed_out= duration= background= stdout= stderr= kept=
             payload: the command                                   payload: kept bytes of stdout, then of stderr
                                                            or machine= (it cannot be run, and nothing in here is why)
+    op=shell input= timeout= quiet= wait= keep=            state= exit= timed_out= duration= stdout= | machine=
+            payload: a command, or what is typed                   payload: kept bytes of output since the last answer
     op=read path= max=                                     payload: the file
     op=write       payload: records (see `write_files`)    -
     op=pack path= | session=                               session= (of the next part; empty: this was the last one)
@@ -45,6 +47,7 @@ from sandboxrl.envs.sandbox.inside.files import read_file, write_files
 from sandboxrl.envs.sandbox.inside.folders import packed, unpack
 from sandboxrl.envs.sandbox.inside.frames import FRAME, MAX_PAYLOAD, bounds_of_frame, pack, unpack_header
 from sandboxrl.envs.sandbox.inside.processes import hide_from_commands, install_filter, nuke, refuse_elsewhere
+from sandboxrl.envs.sandbox.inside.shell import Call, Shell
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -80,6 +83,7 @@ class Executor:
         for number in IGNORED:
             _signal.signal(number, _signal.SIG_IGN)
         self.commands = Commands(self.poll, self.answer, self.give_up, processes, memory_bytes)
+        self.shell = Shell(self.commands, self.answer_shell, self.give_up)
         self.packing: dict[bytes, Iterator[bytes]] = {}  # by the id of the request that began it
 
     def send(self, fields: dict[bytes, bytes], payload: bytes = b"") -> None:
@@ -97,18 +101,26 @@ class Executor:
         self.send({b"ready": b"1"})
         while True:
             child = False
-            for descriptor, _ in self.poll.poll(self.commands.wait_ms()):
+            for descriptor, _ in self.poll.poll(self.wait_ms()):
                 if descriptor == self.stream:
                     if not self.receive():
                         return
                 elif descriptor == self.wake:
                     posix.read(descriptor, 4096)
                     child = True
+                elif descriptor == self.shell.polled:
+                    self.shell.ready()
                 else:
                     self.commands.drain(descriptor)
             if child:
                 self.commands.reap()
             self.commands.check_clocks()
+            self.shell.check_clocks()
+
+    def wait_ms(self) -> int | None:
+        """Until a clock strikes; None: there is none."""
+        times = [*self.commands.clocks(), *self.shell.clocks()]
+        return max(0, min(3_600_000, int((min(times) - time.monotonic()) * 1000) + 1)) if times else None
 
     def receive(self) -> bool:
         """Take what the host sent; False at the end of the stream or of the protocol."""
@@ -190,11 +202,20 @@ class Executor:
         if not (0 < timeout_s < 1e9 and 0 <= keep <= MAX_PAYLOAD // 2):
             raise ValueError("timeout or keep out of range")
         variables = {name[4:]: value for name, value in fields.items() if name.startswith(b"env.")}
-        command = Command(identity, timeout_s, keep)
-        self.commands.start(command, bytes(payload), fields[b"cwd"], variables, fields[b"persist"] == b"1")
+        self.commands.start(Command(identity, timeout_s, keep), bytes(payload), fields[b"cwd"], variables)
 
-    def give_up(self, command: Command, why: str) -> None:
-        self.send({b"id": command.id, b"machine": why.encode()})
+    def op_shell(self, identity: bytes, fields: dict[bytes, bytes], payload: memoryview) -> None:
+        times = [float(fields[name]) for name in (b"timeout", b"quiet", b"wait")]
+        keep = int(fields[b"keep"])
+        if not (0 < times[0] < 1e9 and 0 < times[1] < 1e9 and 0 <= times[2] < 1e9 and 0 <= keep <= MAX_PAYLOAD // 2):
+            raise ValueError("a time or keep out of range")
+        self.shell.ask(Call(identity, *times), bytes(payload), fields[b"input"] == b"1", keep)
+
+    def give_up(self, identity: bytes, why: str) -> None:
+        self.send({b"id": identity, b"machine": why.encode()})
+
+    def answer_shell(self, identity: bytes, fields: dict[bytes, bytes], output: bytes) -> None:
+        self.send({b"id": identity, **fields}, output)
 
     def answer(self, command: Command, outputs: list[bytes]) -> None:
         assert command.exit is not None
@@ -216,6 +237,7 @@ class Executor:
 OPERATIONS = {
     b"ping": Executor.op_ping,
     b"exec": Executor.op_exec,
+    b"shell": Executor.op_shell,
     b"read": Executor.op_read,
     b"write": Executor.op_write,
     b"pack": Executor.op_pack,

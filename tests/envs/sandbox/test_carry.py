@@ -4,7 +4,7 @@ import pytest
 
 from sandboxrl.envs.sandbox.carry import carry, entries, restore, snapshot
 from sandboxrl.envs.sandbox.inside.folders import entry
-from sandboxrl.envs.sandbox.protocol import FileRefused, exec_clean
+from sandboxrl.envs.sandbox.protocol import FileRefused
 
 MAKE = r"""
 mkdir -p a/b/c empty; echo one > a/1; printf 'x\n' > a/b/run; chmod 755 a/b/run; chmod 444 a/1
@@ -114,9 +114,9 @@ def test_records_that_are_cut_off_are_refused():
 
 def test_a_command_of_ours_sees_nothing_of_a_shell_that_persists(machine):
     async def body(box):
-        await box.exec("cd /tmp; echo 'echo bad' > e; export BASH_ENV=/tmp/e LD_PRELOAD=/tmp/e PATH=/tmp; export -f x")
-        result = await exec_clean(box, "pwd; env; type -p env")
+        await box.shell("cd /tmp; echo 'echo bad' > e; export BASH_ENV=/tmp/e LD_PRELOAD=/tmp/e PATH=/tmp; export -f x")
+        result = await box.exec("pwd; env; type -p env")
         assert result.stdout.startswith(b"/testbed\n") and result.stdout.endswith(b"/usr/bin/env\n")
         assert b"bad" not in result.stdout and b"/tmp" not in result.stdout
 
-    machine.run(body, persist_shell=True)
+    machine.run(body)

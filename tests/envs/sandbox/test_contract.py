@@ -24,24 +24,6 @@ def test_a_backend_keeps_the_contract(machine, clause):
     machine.run_with_backend(lambda backend: keep(clause, backend), kept=True, limits=LIMITS)
 
 
-def test_a_persistent_shell_keeps_directory_and_exported_variables(machine):
-    async def body(box):
-        await output(box, "mkdir -p 'a b'; cd 'a b'; export SEEN='two\nlines'; LOCAL=1")
-        assert await output(box, 'pwd; echo "$SEEN$LOCAL"') == b"/testbed/a b\ntwo\nlines\n"
-        left = await box.exec("cd ..; unset SEEN; exit 3")
-        assert left.exit_code == 3
-        assert await output(box, "pwd; echo [$SEEN]") == b"/testbed\n[]\n"
-        await box.exec("cd /tmp; if then")  # a syntax error changes nothing
-        assert await output(box, "pwd") == b"/testbed\n"
-        await box.exec("cd /tmp; sleep 60", timeout_s=0.3)
-        assert await output(box, "pwd") == b"/tmp\n", "as an interrupted shell leaves it"
-        assert await output(box, "pwd", cwd="/var") == b"/var\n"
-        await box.exec("mkdir gone; cd gone; rmdir ../gone")
-        assert (await box.exec("echo still here")).stdout == b"still here\n"
-
-    machine.run(body, persist_shell=True)
-
-
 def test_every_command_is_ended_before_pid_1_when_memory_is_short(machine):
     async def body(box):
         for _ in range(5):
@@ -131,6 +113,7 @@ LIARS = {
     "closing": {"close": does_nothing},
     "sandboxes apart": {"exec": shared},
     "folders": {"unpack": does_nothing},
+    "a shell that stays": {"shell": lambda m: lambda text, **o: m(f"({text}\n)", **o)},
 }
 
 

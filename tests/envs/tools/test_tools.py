@@ -254,3 +254,45 @@ def test_the_editor_in_a_real_sandbox():
     assert texts[11] == "Error: /testbed/d 1 is a directory"
     assert "read-only file system" in texts[12]
     assert texts[13].endswith("     1\troot:x:0:0:root:/root:/bin/bash")
+
+
+def test_a_shell_that_stays_is_answered_polled_and_interrupted():
+    stays = tool_set("paper", persist_shell=True)
+
+    def call(**arguments) -> tuple:
+        return stays, ToolCall("bash", arguments, "id")
+
+    told = answers(
+        call(command="cd /tmp; x=1; f() { echo f; return 3; }"),
+        call(command="pwd; echo $x; f"),
+        call(command="read -p 'name? ' name; echo hello $name"),
+        call(command="echo another"),
+        call(command="you", is_input=True),
+        call(command="more", is_input=True),
+        call(command="sleep 60", timeout=0.2),
+        call(command="C-c"),
+        call(command="(sleep 0.3; echo later) &"),
+        call(command=""),
+        call(command="exit 4"),
+        call(command="sleep 60"),
+        timeout_s=1.0,
+    )
+    running = "[still running; wait with an empty command, answer with is_input, interrupt with C-c]"
+    assert [one.text for one in told[:2]] == ["[exit code 0]", "/tmp\n1\nf\n[exit code 3]"]
+    assert told[2].text == "name? \n[waits for input; answer with is_input, interrupt with C-c]"
+    assert told[3].is_error and told[3].text.startswith("Error: a command is still running, so this one was not run")
+    assert told[4].text == "hello you\n[exit code 0]" and told[5].text == (
+        "Error: no command is running that could take input"
+    )
+    assert (told[6].text, told[6].exit_code) == (running, None) and told[7].exit_code == 130
+    assert told[9].text.startswith("later\n") and told[10].text == (
+        "[exit code 4]\n[the shell has ended; the next command starts a new one]"
+    )
+    assert told[11].timed_out and told[11].text.endswith("[killed after 1 s; this is what it printed until then]")
+
+
+def test_only_a_chosen_shell_can_stay():
+    assert tool_set("reference", ["execute_bash", "submit"], persist_shell=True).tools[0].name == "execute_bash"
+    with pytest.raises(InputError, match="sandbox.persist_shell: tools must hold bash"):
+        tool_set("paper", ["file_editor", "finish"], persist_shell=True)
+    assert TOOL_SETS["paper"] == tool_set("paper")

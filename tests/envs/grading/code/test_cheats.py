@@ -25,7 +25,7 @@ def scores(machine, way, *policies, limits=LIMITS):
         await pool.close()
         return found
 
-    return machine.run_with_backend(body, kept=True, limits=limits, persist_shell=True)
+    return machine.run_with_backend(body, kept=True, limits=limits)
 
 
 def test_an_honest_solution_scores_1_and_silence_0(machine):
