@@ -40,8 +40,8 @@ def told(error: OSError) -> str:
     return one_line(": ".join([" -> ".join(places), what]) if places else what)
 
 
-def nearest(word: str, valid: Iterable[str]) -> str:
+def nearest(word: object, valid: Iterable[str]) -> str:
     """`; did you mean 'x'?` for a close match, else the list of what is valid."""
     names = sorted(valid)
-    close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(str(word), names, n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else f"; valid: {', '.join(names)}"

@@ -9,7 +9,9 @@ so that a run that goes on reads the rows it began with.
 """
 
 import contextlib
+import http.client
 import re
+import urllib.request
 from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -103,6 +105,8 @@ class Origin:
     def _published(self) -> Any:
         import datasets
 
+        if not self.local:
+            check_answers()
         revision = None if self.local else self.revision
         builder = datasets.load_dataset_builder(self.dataset, self.config or None, revision=revision)
         if revision and builder.hash != revision:
@@ -127,7 +131,26 @@ def _look_up(dataset: str, revision: str) -> str:
     from huggingface_hub import HfApi
 
     with _library(f"{dataset}@{revision}"):
+        check_answers()
         return str(HfApi().dataset_info(dataset, revision=revision).sha)
+
+
+def check_answers() -> None:
+    """Raises InputError where the Hub takes connections and says nothing: the libraries would ask again and again for
+    many minutes. One that refuses them is left to them, which then read what they have kept."""
+    from huggingface_hub import constants
+
+    limit_s = constants.HF_HUB_ETAG_TIMEOUT  # the libraries' own, an environment variable of this name
+    if constants.HF_HUB_OFFLINE:
+        return
+    try:
+        urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=limit_s).close()
+    except (OSError, http.client.HTTPException) as error:
+        if isinstance(getattr(error, "reason", error), TimeoutError):
+            raise InputError(
+                f"the Hub at {constants.ENDPOINT} has not answered within {limit_s:g} s (HF_HUB_ETAG_TIMEOUT); "
+                "HF_HUB_OFFLINE=1 takes what is kept on this machine"
+            ) from None
 
 
 @contextlib.contextmanager

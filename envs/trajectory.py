@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from sandboxrl.data.errors import InputError
+from sandboxrl.data.errors import InputError, one_line
 from sandboxrl.data.task import Task
 
 
@@ -114,7 +114,10 @@ class Tokens:
 
     def __post_init__(self) -> None:
         for name, kind in (("ids", np.int32), ("mask", np.int8), ("logprobs", np.float32), ("versions", np.int32)):
-            object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=kind))
+            try:
+                object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=kind))
+            except OverflowError as error:
+                raise ValueError(f"tokens: {name}: {error}") from None
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Tokens) and all(
@@ -230,8 +233,8 @@ def read_trajectories(path: str | Path) -> list[Trajectory]:
                     break  # still being written, or cut off by a kill
                 try:
                     found.append(Trajectory.from_dict(json.loads(line)))
-                except (ValueError, KeyError, TypeError, AttributeError) as error:
-                    raise InputError(f"{path}:{number}: not a trajectory: {error}") from None
+                except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+                    raise InputError(f"{path}:{number}: not a trajectory: {one_line(error)}") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     return found

@@ -29,9 +29,9 @@ def run(args: argparse.Namespace) -> int:
     try:
         status = dict(json.loads(file.read_text()))
         alive = Path(f"/proc/{int(status['pid'])}").exists()
-        age_s = time.time() - float(status["written"])
+        age_s = time.monotonic() - float(status["monotonic"])  # of the machine: a clock that is set changes nothing
         lines = [json.dumps(status)] if args.json else list(_lines(status, alive, age_s))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise InputError(f"{file} is damaged: {error}") from None
     print("\n".join(lines))
     return int(not alive or age_s > LATE_S)

@@ -10,6 +10,7 @@ A folder of one's own is the same on every node: its path, on a file system that
 import re
 
 from sandboxrl.data.errors import InputError, one_line
+from sandboxrl.data.hub import check_answers
 
 PREFIX = "hub:"
 LIGHT_FILES = ("*.json", "*.txt", "*.jinja")
@@ -27,6 +28,7 @@ def fetched(name: str, weights: bool = True, commit: str | None = None) -> str:
         RepositoryNotFoundError,
     )
 
+    check_answers()
     try:
         patterns = None if weights else list(LIGHT_FILES)
         return str(snapshot_download(name, revision=commit, allow_patterns=patterns))

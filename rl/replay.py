@@ -87,7 +87,8 @@ async def replay(
 def saved_groups(run_dir: Path, first: int, last: int) -> Iterator[tuple[int, list[list[Trajectory]]]]:
     """(step, groups of its batch) of each step after `first`. Raises InputError for a step whose trajectories are not
     all there, or are not what the event log says was trained on."""
-    trained = {event["step"]: event["groups"] for event in read_events(run_dir) if event["event"] == "trained"}
+    noted = [event for event in read_events(run_dir) if event["event"] == "trained" and "step" in event]
+    trained = {str(event["step"]): event.get("groups") for event in noted}
     for step in range(first + 1, last + 1):
         file = run_dir / "trajectories" / f"step_{step:06d}.jsonl"
         if not file.is_file():
@@ -99,8 +100,8 @@ def saved_groups(run_dir: Path, first: int, last: int) -> Iterator[tuple[int, li
                 found.setdefault(int(row["group"]), []).append(one)
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise InputError(f"{file} is damaged: {type(error).__name__}: {error}") from None
-        if step in trained and list(found) != trained[step]:
-            raise InputError(f"{file} holds groups {list(found)}, but {trained[step]} were trained on")
+        if str(step) in trained and list(found) != (groups := trained[str(step)]):
+            raise InputError(f"{file} holds groups {list(found)}, but {groups} were trained on")
         yield step, list(found.values())
 
 

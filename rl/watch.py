@@ -138,7 +138,7 @@ class Watch:
         threading.Thread(target=self._watch_the_loop, name="watch", daemon=True).start()
         while True:
             self._beat = time.monotonic()
-            status: dict[str, Any] = {"pid": os.getpid(), "written": time.time()}
+            status: dict[str, Any] = {"pid": os.getpid(), "written": time.time(), "monotonic": self._beat}
             for look in self.looks:
                 try:
                     status |= await look()

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 SANDBOXES = 8
 """Offered by the second node, at the same time."""
@@ -17,6 +18,16 @@ class RayCluster:
     """HOST:PORT, as `RAY_ADDRESS` and a recipe's `cluster` take it."""
     job_server: str
     """http://HOST:PORT, as `ray job submit --address` and a sweep's `cluster` take it."""
+    nodes: Any
+    """A `ray.cluster_utils.Cluster`."""
+
+    def add_node(self, **options: Any) -> Any:
+        """A further node, ready for actors."""
+        return self.nodes.add_node(num_cpus=1, dashboard_agent_listen_port=0, **options)
+
+    def lose_node(self, node: Any) -> None:
+        """As when its power fails: nothing there says goodbye."""
+        self.nodes.remove_node(node, allow_graceful=False)
 
     def join(self) -> None:
         import ray
@@ -36,7 +47,7 @@ def running_cluster() -> Iterator[RayCluster]:
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     with own_cluster() as cluster:
         cluster.add_node(num_cpus=8, resources={RESOURCE: SANDBOXES}, dashboard_agent_listen_port=0)
-        found = RayCluster(cluster.address, f"http://{cluster.webui_url}")
+        found = RayCluster(cluster.address, f"http://{cluster.webui_url}", cluster)
         found.join()
         try:
             yield found

@@ -24,7 +24,7 @@ from typing import Any
 
 import jinja2
 
-from sandboxrl.data.errors import InputError
+from sandboxrl.data.errors import InputError, described
 from sandboxrl.envs.policy import calls
 from sandboxrl.envs.policy.protocol import Engine, EngineLost, Message, Reply, Sampled, Sampling
 from sandboxrl.envs.trajectory import Observation, Tokens, ToolCall
@@ -45,14 +45,17 @@ _PROBE_TOOL = {
 
 def load_tokenizer(folder: str | Path) -> Any:
     """The tokenizer of a Hugging Face folder, just as its tokenizer.json says. `AutoTokenizer` would import torch and
-    every model there is, which takes 4 s; it is left to folders that have no such file."""
-    if (Path(folder) / "tokenizer.json").is_file():
-        from transformers import PreTrainedTokenizerFast
+    every model there is, which takes 4 s; it is left to folders that have no such file. Raises InputError."""
+    from transformers import PreTrainedTokenizerFast
 
-        return PreTrainedTokenizerFast.from_pretrained(folder)
-    from transformers import AutoTokenizer
+    try:
+        if (Path(folder) / "tokenizer.json").is_file():
+            return PreTrainedTokenizerFast.from_pretrained(folder)
+        from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # the library reads a damaged file with errors of every kind, bare ones too
+        raise InputError(f"{folder}: its tokenizer cannot be read: {described(error)}") from error
 
 
 class ChatFormat:

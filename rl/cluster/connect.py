@@ -1,10 +1,11 @@
 """The Ray cluster that a run works on: the one it is told of, that of the job it runs in, or one of its own.
 
-A cluster of its own ends with the process that started it, however that ends. Ray sees to that for its servers and
-actors; its agents, which outlive a killed raylet by a minute, are ended by a guard of ours.
+A cluster of its own listens on loopback only, and ends with the process that started it, however that ends: a guard of
+ours ends its servers and agents, and an actor ends with the raylet that started it.
 """
 
 import asyncio
+import ctypes
 import logging
 import os
 import signal
@@ -16,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sandboxrl.data.errors import InputError, described
 from sandboxrl.rl.watch import answer_with_stacks, stacks_of
 
+PR_SET_PDEATHSIG = 1
 STACKS_S = 20.0
 """How long a task on another node may take to read the stacks of an actor there."""
 
@@ -64,6 +67,7 @@ def _connect(address: str) -> None:
         except (ConnectionError, ValueError) as error:
             raise InputError(f"cluster: no Ray cluster at {address}: {error}") from None
         return
+    stay_on_loopback()
     logging.getLogger("ray").setLevel(logging.ERROR)  # it announces the token that guards the cluster on loopback
     ray.init(
         address="local",
@@ -73,6 +77,19 @@ def _connect(address: str) -> None:
         _system_config={"prestart_worker_first_driver": False},  # every actor has an environment of its own
     )
     guard_descendants()
+
+
+def stay_on_loopback() -> None:
+    """A cluster that this process starts from now on is reached from this machine alone. By itself Ray listens on every
+    address, but for systems whose firewall would ask; this is its switch for those, here and in its servers."""
+    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
+    ray_constants.ENABLE_RAY_CLUSTER = False
+
+
+def end_with_raylet() -> None:
+    """The kernel ends this actor's process when the raylet that started it ends. Ray itself looks whether an orphan has
+    become a child of process 1, and where a service manager or a container's init collects orphans it has not."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def check_reachable(address: str) -> None:
@@ -127,6 +144,6 @@ async def stacks_of_actors(actors: dict[str, dict[str, Any]]) -> dict[str, str]:
 
 
 def cause(error: BaseException) -> str:
-    """The last line of a Ray error: what was raised in the actor."""
+    """The last line of a Ray error: what was raised in the actor, or how it ended, without Ray's list of guesses."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    return lines[-1].partition(" Some common causes include")[0] if lines else type(error).__name__

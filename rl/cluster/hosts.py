@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import ActorUnavailableError, RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sandboxrl.envs.sandbox.host import lease
@@ -34,6 +34,7 @@ from sandboxrl.envs.sandbox.protocol import (
     SandboxError,
     ShellResult,
 )
+from sandboxrl.rl.cluster.connect import end_with_raylet
 
 RESOURCE = "sandboxes"
 SHARE = 0.001
@@ -47,6 +48,7 @@ class SandboxHost:
     """Ray actor: starts sandboxes on its node and passes calls on to them. At most `capacity` live at a time."""
 
     def __init__(self, config: SandboxConfig, capacity: int) -> None:
+        end_with_raylet()
         self._backend = open_backend(config)
         self._room = asyncio.Semaphore(capacity)
         self._boxes: dict[str, dict[str, Sandbox]] = {}
@@ -55,7 +57,7 @@ class SandboxHost:
     async def lease_address(self) -> tuple[str, int]:
         """Where users hold their lease: (address, port)."""
         if self._server is None:
-            self._server = await asyncio.start_server(self._hold_lease, "0.0.0.0", 0)
+            self._server = await asyncio.start_server(self._hold_lease, ray.util.get_node_ip_address(), 0)
         return ray.util.get_node_ip_address(), self._server.sockets[0].getsockname()[1]
 
     async def start(self, holder: str, image: str) -> Any:
@@ -240,6 +242,7 @@ class RemoteBackend:
             if capacity:
                 here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
                 options = {"resources": {resource: SHARE}, "num_cpus": 0, "max_concurrency": CONCURRENT_CALLS}
+                options["max_restarts"] = -1  # a host that is killed comes back; that of a lost node does not
                 hosts.append(actor.options(scheduling_strategy=here, **options).remote(config, capacity))
         if not hosts:
             raise BackendUnavailable(
@@ -266,7 +269,8 @@ class RemoteBackend:
         try:
             answer = await asyncio.shield(starting)
         except RayActorError as error:
-            self._drop(host)  # the others go on
+            gone()
+            self._drop(host, error)  # the others go on
             raise SandboxDied(f"a sandbox host is gone: {error}") from error
         except asyncio.CancelledError:
             self._abandon(host, holder, starting, gone)
@@ -297,8 +301,8 @@ class RemoteBackend:
                 answer = await starting
                 if not isinstance(answer, SandboxError):
                     await host.actor.close_box.remote(holder, answer)
-            except RayActorError:
-                self._drop(host)
+            except RayActorError as error:
+                self._drop(host, error)
             finally:
                 gone()
 
@@ -306,8 +310,11 @@ class RemoteBackend:
         self._abandoned.add(task)
         task.add_done_callback(self._abandoned.discard)
 
-    def _drop(self, host: _Host) -> None:
-        if host in self._known:
+    def _drop(self, host: _Host, error: RayActorError) -> None:
+        """Never ask a host again whose node is lost. One that Ray is starting anew is asked last."""
+        if isinstance(error, ActorUnavailableError):
+            host.failures += 1
+        elif host in self._known:
             self._known.remove(host)
 
     async def _lease(self, host: _Host) -> str:
@@ -325,7 +332,7 @@ class RemoteBackend:
                     if await reader.readline() != b"held\n":
                         raise ConnectionError("no lease was given")
             except RayActorError as error:
-                self._drop(host)
+                self._drop(host, error)
                 raise SandboxDied(f"a sandbox host is gone: {error}") from error
             except (OSError, TimeoutError) as error:
                 host.failures += 1

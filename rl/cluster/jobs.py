@@ -25,7 +25,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from sandboxrl.data.errors import InputError, one_line
 from sandboxrl.data.files import read_object, write_whole
-from sandboxrl.rl.cluster.connect import guard_descendants
+from sandboxrl.rl.cluster.connect import guard_descendants, stay_on_loopback
 
 POLL_S = 1.0
 AGENT_S = 120.0
@@ -133,6 +133,7 @@ def own_cluster() -> Iterator[Cluster]:
 
     Not `ray.init`: its job agent always listens on one port, so it takes no jobs while another Ray runs on the machine.
     """
+    stay_on_loopback()
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     shared = shutil.disk_usage("/dev/shm").total if Path("/dev/shm").is_dir() else 0
     settings = {

@@ -16,7 +16,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from sandboxrl.data.plugin import Code
-from sandboxrl.rl.cluster.connect import cause, stacks_of_actors, whereabouts
+from sandboxrl.rl.cluster.connect import cause, end_with_raylet, stacks_of_actors, whereabouts
 from sandboxrl.rl.cluster.placement import Placement
 from sandboxrl.rl.cluster.workers import RayWorkers, died, raised, wait_for_start
 from sandboxrl.rl.config import Recipe
@@ -43,6 +43,7 @@ class LearnerRank:
     """An `rl.learner.learner.Learner` in a process of its own, the only one that imports torch: that takes seconds."""
 
     def __init__(self, rank: int, config: LearnerConfig, code: Code) -> None:
+        end_with_raylet()
         code.install()
         with garbage_left_alone():
             from sandboxrl.rl.learner.learner import Learner

@@ -22,7 +22,7 @@ from sandboxrl.envs.sandbox.pool import Pool, open_backend
 from sandboxrl.envs.sandbox.protocol import Sandbox, SandboxConfig
 from sandboxrl.envs.tools.tool_set import ToolSet, tool_set
 from sandboxrl.envs.trajectory import Observation, Tokens, ToolCall, Trajectory, Turn
-from sandboxrl.rl.cluster.connect import whereabouts
+from sandboxrl.rl.cluster.connect import end_with_raylet, whereabouts
 from sandboxrl.rl.cluster.hosts import RemoteBackend
 from sandboxrl.rl.engine.config import EngineConfig
 from sandboxrl.rl.engine.vllm import VllmEngine
@@ -111,6 +111,7 @@ class RolloutWorker:
     """
 
     def __init__(self, spec: WorkerSpec) -> None:
+        end_with_raylet()
         self._spec = spec
         self._doing: dict[int, _Doing] = {}
         self._numbers = itertools.count()

@@ -35,6 +35,8 @@ HEALTHY_S = 30.0
 """How long a worker may take to say whether its engine lives."""
 PROBE_S = 180.0
 """How long a probe may take: the worker's own limit, and the way."""
+RETRY_AT_MOST_S = 60.0
+"""Before a trajectory that the machine lost is sampled again, however often that was."""
 MAX_REPLACEMENTS_IN_A_ROW = 3
 """Of one worker, without a trajectory in between: the next one would die too. A lost node takes many at once."""
 
@@ -219,11 +221,13 @@ class RayWorkers:
             ray.kill(handle)
 
     async def _sample(self, worker: int, task: Task, key: tuple[object, ...], sampling: Any) -> Trajectory:
-        """One trajectory; the last of the attempts is returned even when the machine lost it. An exception inside a
-        worker is neither the policy's nor the machine's fault, but wrong input or a mistake of ours: it is raised."""
+        """One trajectory; the last of the attempts is returned even when the machine lost it. Each has the same seed:
+        what the machine has lost is drawn again as it was, so a fault of the machine moves no weight, and a policy that
+        breaks its sandbox gets no other draw for it. An exception inside a worker is neither the policy's nor the
+        machine's fault, but wrong input or a mistake of ours: it is raised."""
         recipe = self._recipe
+        seed = seed_of(recipe.seed, *key, 0)
         for attempt in range(recipe.retries + 1):
-            seed = seed_of(recipe.seed, *key, attempt)
             async with self._places[worker]:
                 handle = self._handles[worker]
                 try:
@@ -245,7 +249,7 @@ class RayWorkers:
             if not await self._healthy(handle):
                 await self._replace(worker, handle, RuntimeError(trajectory.error))
             elif attempt < recipe.retries:
-                await asyncio.sleep(self.retry_after_s * 4**attempt)
+                await asyncio.sleep(min(self.retry_after_s * 4**attempt, RETRY_AT_MOST_S))
         return trajectory
 
     async def _ask(self, handle: Any, task: Task, seed: int, sampling: Sampling) -> Trajectory:

@@ -13,7 +13,9 @@ so weights, optimizer state and the number of updates are all there is to save.
 """
 
 import hashlib
+import os
 import shutil
+import socket
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from datetime import timedelta
@@ -47,6 +49,7 @@ LOAD_TIMEOUT = timedelta(hours=2)
 """How long the ranks wait for each other to appear, and for rank 0 to read the model; whoever started them watches."""
 READ = "model"
 """The key under which rank 0 says that it has read the model."""
+LOOPBACK = "127.0.0.1"
 
 
 class NotFinite(Exception):
@@ -69,7 +72,7 @@ class Learner:
         """`host:port` on this machine where the ranks can meet. Somebody listens there from now on, so nobody else can
         take the port before the others come."""
         host = ray.util.get_node_ip_address()
-        self._store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=LOAD_TIMEOUT)
+        self._store = _store_at(host, 0)
         return f"{host}:{self._store.port}"
 
     def setup(self, address: str, model_dir: str, loss: LossConfig, temperature: float = 1.0) -> None:
@@ -93,11 +96,13 @@ class Learner:
 
     def _meet(self, address: str, on_gpu: bool) -> dist.Store:
         """The ranks as one process group; before anything that takes long, so that a rank that is missing shows."""
-        if self._store is None:
-            host, _, port = address.rpartition(":")
-            self._store = dist.TCPStore(
-                host, int(port), is_master=self.rank == 0, wait_for_workers=False, timeout=LOAD_TIMEOUT
-            )
+        host, _, port = address.rpartition(":")
+        if self._store is None and self.rank == 0:
+            self._store = _store_at(host, int(port))
+        elif self._store is None:
+            self._store = dist.TCPStore(host, int(port), is_master=False, wait_for_workers=False, timeout=LOAD_TIMEOUT)
+        if host == LOOPBACK:
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
             store=self._store,
@@ -359,6 +364,20 @@ class Learner:
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(np.array(array)).to(self.device)
+
+
+def _store_at(host: str, port: int) -> dist.TCPStore:
+    """Where ranks meet, listening on `host` alone: by itself it would on every address of the machine."""
+    listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    port = listener.getsockname()[1]
+    return dist.TCPStore(
+        host,
+        port,
+        is_master=True,
+        wait_for_workers=False,
+        timeout=LOAD_TIMEOUT,
+        master_listen_fd=listener.detach(),
+    )
 
 
 def export(checkpoint: str | Path, model_dir: str | Path, out: str | Path) -> None:

@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.core_model_loading import revert_weight_conversion
 
-from sandboxrl.data.errors import InputError
+from sandboxrl.data.errors import InputError, described
 from sandboxrl.rl.learner.attention import PACKED, VARLEN
 
 
@@ -116,7 +116,17 @@ def load_policy(folder: str | Path, chunk: int, with_weights: bool = True, gpu_k
     where it takes no memory. Raises InputError for a model that the learner cannot compute."""
     if not (Path(folder) / "config.json").is_file():
         raise InputError(f"{folder} is no Hugging Face model folder: it has no config.json")
-    return policy_of(AutoConfig.from_pretrained(folder), folder, chunk, with_weights, gpu_kernels)
+    return policy_of(_read(AutoConfig, folder), folder, chunk, with_weights, gpu_kernels)
+
+
+def _read(kind: Any, folder: str | Path, **options: Any) -> Any:
+    """`kind.from_pretrained`, which reads a damaged file with errors of every kind. Raises InputError."""
+    try:
+        return kind.from_pretrained(folder, **options)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise InputError(f"{folder} cannot be read: {described(error)}") from error
 
 
 def policy_of(config: Any, folder: str | Path, chunk: int, with_weights: bool, gpu_kernels: bool) -> Policy:
@@ -127,7 +137,7 @@ def policy_of(config: Any, folder: str | Path, chunk: int, with_weights: bool, g
             f"{folder}: {config.model_type} has layers without full attention, which rows cannot be packed for"
         )
     if with_weights:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+        model = _read(AutoModelForCausalLM, folder, dtype="auto")
     else:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)

@@ -6,6 +6,7 @@ own with a cache of its own.
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -238,3 +239,23 @@ def test_rows_of_the_hub_are_named_with_their_commit(tmp_path: Path) -> None:
     folder = publish(tmp_path / "rows", "first")
     list(iter_source({"source": "math", "dataset": str(folder), "config": "math_mini", "split": "test"}, bad))
     assert [one.where for one in bad] == [f"{folder}/math_mini:1"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["data", "build", "general", "dataset=ada/rows", "--out", "rows.jsonl"],
+        ["train", "tiny", "--dry-run", "model.path=ada/model"],
+    ],
+    ids=["data", "model"],
+)
+def test_a_hub_that_takes_connections_and_says_nothing_is_named(words: list[str], home: Path, tmp_path: Path) -> None:
+    """Within the time that HF_HUB_ETAG_TIMEOUT gives it; the libraries ask again and again for many minutes."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        environment = os.environ | {"HF_ENDPOINT": url, "HF_HOME": str(home), "HF_HUB_ETAG_TIMEOUT": "1"}
+        environment |= {"no_proxy": "*", "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "sandboxrl.launch", *words]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert f"the Hub at {url} has not answered within 1 s" in done.stderr

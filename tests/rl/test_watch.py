@@ -98,10 +98,10 @@ def test_the_status_of_a_live_run_is_printed(tmp_path: Path, capsys: pytest.Capt
         assert words in told
     status = json.loads((tmp_path / STATUS).read_text())
     assert main(["status", str(tmp_path), "--json"]) == 0 and json.loads(capsys.readouterr().out) == status
-    (tmp_path / STATUS).write_text(json.dumps(status | {"written": time.time() - 1000}))
+    (tmp_path / STATUS).write_text(json.dumps(status | {"monotonic": time.monotonic() - 1000}))
     assert main(["status", str(tmp_path)]) == 1
     assert "stands still" in capsys.readouterr().out
-    for damaged in ("", "[]", '{"pid": "x"}', '{"pid": 1, "written": 0, "workers": 3}'):
+    for damaged in ("", "[]", '{"pid": "x"}', '{"pid": 1, "monotonic": 0, "workers": 3}'):
         (tmp_path / STATUS).write_text(damaged)
         assert main(["status", str(tmp_path)]) == 2
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import json
 import os
 import signal
@@ -86,6 +87,8 @@ class Workers:
 
     async def _exchange(self, worker: Process, request: dict[str, Any]) -> dict[str, Any]:
         assert worker.stdin is not None and worker.stdout is not None
+        if worker.stdin.is_closing():  # uvloop, Ray's event loop, raises a RuntimeError for a write to it
+            raise BrokenPipeError("its process has ended")
         worker.stdin.write((json.dumps(request) + "\n").encode())
         await worker.stdin.drain()
         line = await asyncio.wait_for(worker.stdout.readline(), request["wall_s"])
@@ -131,7 +134,8 @@ class Workers:
     async def _end(self, worker: Process) -> None:
         self._all.discard(worker)
         if worker.returncode is None:
-            worker.kill()
+            with contextlib.suppress(ProcessLookupError):
+                worker.kill()
         await worker.wait()
 
     async def close(self) -> None:

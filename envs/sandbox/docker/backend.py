@@ -55,6 +55,7 @@ REQUEST_S = 120.0
 REAP_EVERY_S = 60.0
 REAP_GRACE_S = 2.0
 WATCH_LAYERS_S = 1.0
+FOLLOW_AGAIN_S = 0.2
 INQUEST_S, INQUEST_AGAIN_S = 5.0, 0.2
 """For a container's end to be told: longer than the daemon takes to find out why."""
 KILLED = 137
@@ -83,6 +84,10 @@ class Docker:
         self._reaped = 0.0
         self._network_ready = False
         self._reaping: asyncio.Task[int] | None = None
+        self._following: asyncio.Task[None] | None = None
+        self._daemon = 0
+        """How many daemons have ended since this began: one that is started again has forgotten what it did to its
+        containers, which is to kill them."""
         engine, info = self._probe()
         self._version = str(engine["ApiVersion"])
         self._podman = any(part["Name"] == PODMAN for part in engine.get("Components") or [])
@@ -197,7 +202,7 @@ class Docker:
 
     async def close(self) -> None:
         """End the background passes; connections are held by no one."""
-        tasks = [task for task in (self._reaping, self._watching) if task is not None]
+        tasks = [task for task in (self._reaping, self._watching, self._following) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, *self._discarding, return_exceptions=True)
@@ -210,9 +215,9 @@ class Docker:
             await self._remove(container)
 
         async def inquest(symptoms: Symptoms) -> str:
-            return await self._inquest(container, image, symptoms)
+            return await self._inquest(container, image, symptoms) if self._daemon == daemon else ""
 
-        limits = self._config.limits
+        limits, daemon = self._config.limits, self._daemon
         box = Box(identity, reader, writer, end, limits.output_bytes, inquest)
         await box.hello()
         self._boxes[container] = box
@@ -295,6 +300,26 @@ class Docker:
                     found = await self._request("GET", f"/containers/{container}/json?size=1")
                     if (found.get("SizeRw") or 0) > self._config.limits.disk_bytes:
                         await box.nuke()
+
+    async def _follow_daemon(self) -> None:
+        """Count the daemons that end: each closes its stream of events, of which nothing is read."""
+        quiet = urllib.parse.quote(json.dumps({"type": ["plugin"]}))
+        while True:
+            try:
+                reader, writer = await asyncio.open_unix_connection(self._config.socket)
+            except OSError:  # whoever asks for a sandbox says so
+                await asyncio.sleep(FOLLOW_AGAIN_S)
+                continue
+            try:
+                writer.write(_request_bytes("GET", f"/v{self._version}/events?filters={quiet}"))
+                while await reader.read(65536):
+                    pass
+            except OSError:
+                pass  # as good as an end
+            finally:
+                writer.close()
+            self._daemon += 1
+            await asyncio.sleep(FOLLOW_AGAIN_S)
 
     async def _specification(self, image: str, folder: str, identity: str) -> dict[str, Any]:
         limits, tmpfs = self._config.limits, self._tmpfs
@@ -400,6 +425,8 @@ class Docker:
                     raise
             await asyncio.to_thread(packet_filter.protect)
             self._network_ready = True
+        if self._following is None:
+            self._following = asyncio.create_task(self._follow_daemon())
         now = time.monotonic()
         if now - self._reaped > REAP_EVERY_S or not self._reaped:
             self._reaped = now

@@ -257,6 +257,8 @@ class Box:
         self._waiting[identity] = answer
         try:
             async with asyncio.timeout(wait_s):
+                if self._writer.is_closing():  # uvloop, Ray's event loop, raises a RuntimeError for a write to it
+                    raise ConnectionResetError("its connection is closed")
                 head = pack_head({b"id": identity, **fields}, len(payload))
                 if len(payload) < LARGE_BYTES:
                     self._writer.write(head + payload)

@@ -83,7 +83,7 @@ def host_processes() -> list[int]:
     return found
 
 
-def test_a_lost_host_is_the_machines_fault(ray_cluster):
+def test_a_killed_host_is_the_machines_fault_and_comes_back(ray_cluster):
     async def body():
         backend = opened()
         box = await backend.start()
@@ -92,8 +92,35 @@ def test_a_lost_host_is_the_machines_fault(ray_cluster):
         with pytest.raises(SandboxDied):
             await box.exec("true")
         await box.close()
-        with pytest.raises(SandboxDied):
-            await backend.start()
+        async with asyncio.timeout(60):
+            while True:
+                try:
+                    box = await backend.start()
+                    break
+                except SandboxDied:
+                    await asyncio.sleep(0.2)
+        assert (await box.exec("echo again")).stdout == b"again\n"
+        assert host_processes() != [host]
+        await backend.close()
+
+    asyncio.run(body())
+
+
+def test_a_node_that_is_lost_is_the_machines_fault_and_is_not_asked_again(ray_cluster):
+    async def body():
+        node = ray_cluster.add_node(resources={"doomed": 2})
+        backend = RemoteBackend.open(SandboxConfig(), resource="doomed")
+        box = await backend.start()
+        ray_cluster.lose_node(node)
+        async with asyncio.timeout(60):
+            with pytest.raises(SandboxDied):
+                while True:
+                    await box.exec("true")
+            with pytest.raises(SandboxDied, match="every sandbox host of the cluster is gone"):
+                while True:
+                    with contextlib.suppress(SandboxDied):
+                        await backend.start()
+                    await backend.start()
         await backend.close()
 
     asyncio.run(body())
