@@ -257,8 +257,6 @@ class Box:
         self._waiting[identity] = answer
         try:
             async with asyncio.timeout(wait_s):
-                if self._writer.is_closing():  # uvloop, Ray's event loop, raises a RuntimeError for a write to it
-                    raise ConnectionResetError("its connection is closed")
                 head = pack_head({b"id": identity, **fields}, len(payload))
                 if len(payload) < LARGE_BYTES:
                     self._writer.write(head + payload)
@@ -270,7 +268,7 @@ class Box:
         except TimeoutError as error:
             self._die(f"no answer within {wait_s:.0f} s")
             raise await self._end_of_it() from error
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # uvloop, Ray's event loop, raises the latter: "the handler is closed"
             self._die(f"it ended ({error!r})")
             raise await self._end_of_it() from error
         finally:
