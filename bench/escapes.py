@@ -15,6 +15,8 @@ FAMILIES = {
     "CVE-2014-4943, PPP": (24, 1, 1), "XDP": (44, 3, 0), "SMC": (43, 1, 0),
     "LLC": (26, 1, 0), "X25": (9, 5, 0), "IUCV": (32, 1, 0),
     "KCM": (41, 5, 0), "ROSE": (11, 5, 0),
+    "netlink, whose queues nothing counts": (16, 3, 0), "netlink between users": (16, 3, 2),
+    "CVE-2021-23133, SCTP": (2, 1, 132), "CVE-2022-4129, L2TP": (2, 2, 115), "CVE-2023-1206, MPTCP": (2, 1, 262),
 }  # fmt: skip
 SYSTEM_CALLS = {
     # (x86_64, aarch64)

@@ -73,6 +73,8 @@ RESERVED_BYTES = 256 << 20
 
 UNCOUNTED = "NOT HELD: socket buffers, pipes, and shared memory that no program maps at that moment"
 """Said of memory where no control group counts it."""
+UDP = "NOT HELD: what UDP sockets queue, of which the kernel bounds only the machine's sum (net.ipv4.udp_mem)"
+OF_A_USER = "NOT HELD: what the kernel grants a user at most (inotify instances, message queues) is shared by"
 SHARED = "NOT HELD: locks and watches on read-only files that sandboxes share can pass signs between them"
 
 

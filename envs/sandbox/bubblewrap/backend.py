@@ -37,7 +37,9 @@ from sandboxrl.envs.sandbox.inside.nursery import FILTER_PATH, INSIDE_UID, STRIC
 from sandboxrl.envs.sandbox.network import packet_filter
 from sandboxrl.envs.sandbox.network.links import Bridge
 from sandboxrl.envs.sandbox.protocol import (
+    OF_A_USER,
     SHARED,
+    UDP,
     UNCOUNTED,
     WORKDIR,
     BackendUnavailable,
@@ -156,16 +158,17 @@ class Bubblewrap:
     def describe_limits(self) -> dict[str, str]:
         """How each limit is held on this machine; what is not held is said."""
         needs = "needs control groups (root, or a delegated group of version 2)"
-        grouped, watched = (
-            "control group",
-            f"programs are watched and the largest is killed; {UNCOUNTED}; exactly: {needs}",
-        )
+        grouped = "control group"
+        watched = f"programs are watched and the largest is killed; {UNCOUNTED}; exactly: {needs}"
+        counted = grouped if self._cgroups and self._cgroups.unified else f"{grouped}; {UDP}"
+        own = os.geteuid() == 0 and _may_mount()
         return {
-            "memory_bytes": grouped if self._cgroups else watched,
+            "memory_bytes": counted if self._cgroups else watched,
             "cpus": grouped if self._cgroups else f"NOT HELD: {needs}",
             "processes": f"{grouped} and RLIMIT_NPROC" if self._cgroups else "RLIMIT_NPROC of its own user namespace",
             "disk_bytes": f"size-limited memory filesystems; everything else is read-only; {SHARED}",
-            "open_files": "RLIMIT_NOFILE of each process",
+            "open_files": "RLIMIT_NOFILE of each process"
+            + ("" if own else f"; {OF_A_USER} all sandboxes of this user"),
             "file_bytes": "RLIMIT_FSIZE of each process",
             "output_bytes": "head and tail kept by the executor",
             "network": packet_filter.HELD[self._config.network],

@@ -29,7 +29,7 @@ class Cgroups:
     """A parent group per controller, in which each sandbox gets a group of its own."""
 
     def __init__(self, parents: Mapping[str, Path], unified: bool, limits: Limits) -> None:
-        self._parents = dict(parents)
+        self._parents, self.unified = dict(parents), unified
         self._owner = owner_of(os.getpid())
         quota = max(1000, int(limits.cpus * PERIOD_US))
         processes = limits.processes + 1  # PID 1 itself

@@ -28,6 +28,7 @@ from sandboxrl.envs.sandbox.host.owner import owner_is_dead, owner_of
 from sandboxrl.envs.sandbox.host.wire import HELLO_S, Box, Symptoms, executor_limits, new_id
 from sandboxrl.envs.sandbox.network import packet_filter
 from sandboxrl.envs.sandbox.protocol import (
+    OF_A_USER,
     SHARED,
     UNCOUNTED,
     WORKDIR,
@@ -59,6 +60,8 @@ FOLLOW_AGAIN_S = 0.2
 INQUEST_S, INQUEST_AGAIN_S = 5.0, 0.2
 """For a container's end to be told: longer than the daemon takes to find out why."""
 KILLED = 137
+QUEUED_SIGNALS = 4096
+"""Of a container's root, who shares them with the machine's own."""
 
 
 class DaemonError(SandboxDied):
@@ -178,7 +181,7 @@ class Docker:
             "cpus": grouped if self._grouped else f"NOT HELD: {needs}",
             "processes": grouped if self._grouped else "RLIMIT_NPROC of its user",
             "disk_bytes": f"size-limited memory filesystems; {layer}; {SHARED}",
-            "open_files": "RLIMIT_NOFILE of each process",
+            "open_files": f"RLIMIT_NOFILE of each process; {OF_A_USER} all containers and root of this machine",
             "file_bytes": "RLIMIT_FSIZE of each process",
             "output_bytes": "head and tail kept by the executor",
             "network": packet_filter.HELD[self._config.network],
@@ -242,6 +245,9 @@ class Docker:
         if symptoms.farewell:
             return f"its PID 1 gave up: {symptoms.farewell}"
         status = int(deaths[0].get("exitCode", KILLED))
+        if status == KILLED and not any(event["Action"] == "oom" for event in found):
+            await asyncio.sleep(INQUEST_AGAIN_S)  # the news of its memory may come after that of its death
+            found = await self._events(container)
         if any(event["Action"] == "oom" for event in found):
             return "it used up its memory"
         return "" if status in (0, KILLED) else f"its PID 1 ended with status {status}"
@@ -367,6 +373,7 @@ class Docker:
                     {"Name": "core", "Soft": 0, "Hard": 0},
                     {"Name": "nofile", "Soft": limits.open_files, "Hard": limits.open_files},
                     {"Name": "nproc", "Soft": limits.processes, "Hard": limits.processes},
+                    {"Name": "sigpending", "Soft": QUEUED_SIGNALS, "Hard": QUEUED_SIGNALS},
                 ],
             },
         }

@@ -49,7 +49,11 @@ UNCOUNTED = {"memfd_create": (319, 279)}
 SYSTEM_V = {"shmget": (29, 194), "msgget": (68, 186), "semget": (64, 190)}
 """Ways to memory that belongs to no program: refused where nothing else bounds it."""
 
-SOCKET_FAMILIES = (1, 2, 10, 16)  # AF_UNIX, AF_INET, AF_INET6, AF_NETLINK
+LOCAL, INTERNET = 1, (2, 10)
+SOCKET_FAMILIES = (LOCAL, *INTERNET)
+"""AF_UNIX, AF_INET, AF_INET6. What AF_NETLINK queues no control group counts: one sandbox could fill the machine."""
+PROTOCOLS = (0, 1, 6, 17, 58)
+"""Of the internet: the default, ICMP, TCP, UDP, ICMPv6. Others load modules of the kernel (SCTP, DCCP, L2TP)."""
 NEW_NAMESPACE = 0x7E020000  # every CLONE_NEW* flag of clone(2)
 TERMINAL_INJECTION = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX
 WRITE_LEASE = (1024,)  # F_SETLEASE: holds up whoever else opens the file, 45 s at a time, and sandboxes share files
@@ -155,7 +159,18 @@ def bpf(machine: str = "", counted: bool = True, system_v: bool = True) -> bytes
     emit(_RETURN, _ALLOW)
     decide("ioctl", 1, TERMINAL_INJECTION, _ERRNO | errno.EPERM, _ALLOW)
     decide("fcntl", 1, WRITE_LEASE, _ERRNO | errno.EPERM, _ALLOW)
-    decide("socket", 0, SOCKET_FAMILIES, _ALLOW, _ERRNO | errno.EAFNOSUPPORT)
+    emit(_JUMP_EQUAL, _CONDITIONAL["socket"][column], 0, 2 * len(PROTOCOLS) + 8)
+    emit(_LOAD, _argument(0))
+    emit(_JUMP_EQUAL, LOCAL, 0, 1)
+    emit(_RETURN, _ALLOW)
+    emit(_JUMP_EQUAL, INTERNET[0], 2, 0)
+    emit(_JUMP_EQUAL, INTERNET[1], 1, 0)
+    refuse(errno.EAFNOSUPPORT)
+    emit(_LOAD, _argument(2))
+    for protocol in PROTOCOLS:
+        emit(_JUMP_EQUAL, protocol, 0, 1)
+        emit(_RETURN, _ALLOW)
+    refuse(errno.EPROTONOSUPPORT)
     decide("socketpair", 0, SOCKET_FAMILIES, _ALLOW, _ERRNO | errno.EAFNOSUPPORT)
     decide("personality", 0, PERSONALITIES, _ALLOW, _ERRNO | errno.EPERM)
     emit(_RETURN, _ALLOW)
@@ -173,8 +188,8 @@ def docker_profile() -> dict[str, Any]:
     def rule(names: list[str], action: str, **more: Any) -> dict[str, Any]:
         return {"names": names, "action": f"SCMP_ACT_{action}", **more}
 
-    def equal(value: int) -> list[dict[str, Any]]:
-        return [{"index": 0, "value": value, "op": "SCMP_CMP_EQ"}]
+    def equal(value: int, index: int = 0) -> list[dict[str, Any]]:
+        return [{"index": index, "value": value, "op": "SCMP_CMP_EQ"}]
 
     no_namespace = [{"index": 0, "value": NEW_NAMESPACE, "valueTwo": 0, "op": "SCMP_CMP_MASKED_EQ"}]
     rules = [
@@ -186,6 +201,12 @@ def docker_profile() -> dict[str, Any]:
         rule(["fallocate"], "ERRNO", errnoRet=errno.EOPNOTSUPP),  # fills a disk in one call; libraries write instead
         rule(["clone"], "ALLOW", args=no_namespace),
         *(rule(["personality"], "ALLOW", args=equal(value)) for value in PERSONALITIES),
-        *(rule(["socket", "socketpair"], "ALLOW", args=equal(family)) for family in SOCKET_FAMILIES),
+        *(rule(["socketpair"], "ALLOW", args=equal(family)) for family in SOCKET_FAMILIES),
+        rule(["socket"], "ALLOW", args=equal(LOCAL)),
+        *(
+            rule(["socket"], "ALLOW", args=[*equal(family), *equal(protocol, 2)])
+            for family in INTERNET
+            for protocol in PROTOCOLS
+        ),
     ]
     return {"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": errno.ENOSYS, "syscalls": rules}

@@ -5,12 +5,21 @@ import struct
 
 import pytest
 
-from sandboxrl.envs.sandbox.host.seccomp import ALLOWED, DENIED, NEWEST_KNOWN, SOCKET_FAMILIES, bpf, docker_profile
+from sandboxrl.envs.sandbox.host.seccomp import (
+    ALLOWED,
+    DENIED,
+    NEWEST_KNOWN,
+    PROTOCOLS,
+    SOCKET_FAMILIES,
+    bpf,
+    docker_profile,
+)
 
 MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 ALLOW, KILL = 0x7FFF0000, 0x80000000
 READ = {"x86_64": 0, "aarch64": 63}
-CALLS = {"clone": (56, 220), "clone3": (435, 435), "socket": (41, 198), "ioctl": (16, 29), "personality": (135, 92)}
+CALLS = {"clone": (56, 220), "clone3": (435, 435), "socket": (41, 198), "ioctl": (16, 29), "personality": (135, 92),
+         "socketpair": (53, 199)}  # fmt: skip
 
 
 def decide(program: bytes, arch: int, number: int, *arguments: int) -> int:
@@ -61,6 +70,11 @@ def test_the_program_decides_as_the_policy_says(machine):
         assert call("clone", flag | 17) == refused(errno.EPERM)
     for family in range(64):
         assert call("socket", family) == (ALLOW if family in SOCKET_FAMILIES else refused(errno.EAFNOSUPPORT))
+    for protocol in range(300):
+        answer = ALLOW if protocol in PROTOCOLS else refused(errno.EPROTONOSUPPORT)
+        assert call("socket", 2, 1, protocol) == call("socket", 10, 2, protocol) == answer
+        assert call("socket", 1, 1, protocol) == ALLOW
+    assert call("socketpair", 1) == ALLOW and call("socketpair", 16) == refused(errno.EAFNOSUPPORT)
     for request, answer in ((0x5412, refused(errno.EPERM)), (0x1_0000_5412, refused(errno.EPERM)), (0x5413, ALLOW)):
         assert call("ioctl", 1, request) == answer
     assert call("personality", 0xFFFFFFFF) == ALLOW and call("personality", 0x0400000) == refused(errno.EPERM)
