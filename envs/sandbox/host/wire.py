@@ -4,6 +4,8 @@ one stream.
 Both backends hand out a `Box`; they differ only in how they start and end one. Every byte that arrives is a stranger's:
 frames are bounded, fields are checked, and anything out of order ends the sandbox. A sandbox that does not answer in
 time is ended by the host, whatever happens inside.
+
+Size: one class is one end of one protocol; its calls share the table of answers that are waited for.
 """
 
 import asyncio
