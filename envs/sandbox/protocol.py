@@ -71,6 +71,8 @@ RESERVED_BYTES = 256 << 20
 """Of a sandbox's memory, kept for programs: pages of its memory filesystems count against the same limit."""
 
 
+NOT_HELD = "NOT HELD"
+"""How `describe_limits` of a backend begins what is not held on this machine."""
 UNCOUNTED = "NOT HELD: socket buffers, pipes, and shared memory that no program maps at that moment"
 """Said of memory where no control group counts it."""
 UDP = "NOT HELD: what UDP sockets queue, of which the kernel bounds only the machine's sum (net.ipv4.udp_mem)"

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from sandboxrl.envs.sandbox.host.room import shortages
 from sandboxrl.launch import doctor
 from sandboxrl.launch.doctor import GIB, Finding
 
@@ -161,3 +162,26 @@ def test_the_line_that_installs_fits_a_checkout_and_a_wheel() -> None:
     for kind in ("cpu", "gpu"):
         line = doctor.installing(kind, checkout=False)
         assert line.startswith("pip install") and f"'sandboxrl[{kind}]'" in line and "make" not in line
+
+
+def test_limits_that_are_not_held_are_shown():
+    said = {
+        "memory_bytes": "control group; NOT HELD: UDP",
+        "cpus": "control group",
+        "processes": "NOT HELD: needs root",
+    }
+    finding = doctor.judge_limits("docker", said)
+    assert (finding.state, finding.found) == ("look", "memory_bytes: NOT HELD: UDP\nprocesses: NOT HELD: needs root")
+    assert doctor.judge_limits("docker", {"cpus": "control group"}).state == "ok"
+
+
+def test_a_machine_is_compared_with_what_many_sandboxes_take(tmp_path):
+    for name, value in {"kernel/pid_max": 32768, "user/max_user_namespaces": 1024}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"{value}\n")
+    (short,) = shortages(tmp_path, hard=-1, uid=0)
+    assert (short.name, short.has, short.needs) == ("kernel.pid_max", 32768, 512 * 257)
+    finding = doctor.judge_room(shortages(tmp_path, hard=1024, uid=1000))
+    assert finding.state == "look" and "hard limit of open files is 1024" in finding.found
+    assert finding.fix.startswith("sudo sysctl -w kernel.pid_max=131584 && sudo prlimit --pid $$ --nofile=")
+    assert doctor.judge_room([]).state == "ok"
