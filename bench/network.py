@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.report import measure, write_report
-from sandboxrl.envs.sandbox.pool import open_backend
-from sandboxrl.envs.sandbox.protocol import BACKENDS, Backend, BackendUnavailable, Sandbox, SandboxConfig
+from sandboxrl.envs.sandbox.pool import BACKENDS, open_backend
+from sandboxrl.envs.sandbox.protocol import Backend, BackendUnavailable, Sandbox, SandboxConfig
 
 NETWORKS = ("none", "egress")
 ASK_GATEWAY = """python3 -c '

@@ -29,7 +29,9 @@ from sandboxrl.envs.sandbox.protocol import (
     Sandbox,
     SandboxEnded,
     SandboxError,
+    Snapshots,
 )
+from sandboxrl.envs.sandbox.snapshot import Snapshot
 from sandboxrl.envs.tools.tool import ToolFailed
 from sandboxrl.envs.tools.tool_set import ToolSet
 from sandboxrl.envs.trajectory import Observation, StopReason, Trajectory, Turn
@@ -111,14 +113,16 @@ async def rollout(
     policy: Policy,
     environment: Environment,
     seed: int = 0,
-    files: Mapping[str, bytes] | None = None,
+    files: Mapping[str, bytes] | Snapshot | None = None,
     on_turn: Callable[[Turn], None] = lambda turn: None,
     on_end: Callable[[Sandbox], Awaitable[object]] | None = None,
 ) -> Trajectory:
     """One trajectory of `policy` on `task`.
 
-    `files` are extra files to put into the sandbox (a person's inputs); `on_turn` sees each turn as it ends; `on_end`
-    is awaited with the sandbox before it closes (a person's artifacts). Cancelling the task cancels everything in it.
+    `files` are extra files to put into the sandbox (a person's inputs), or a snapshot of another sandbox that it starts
+    with: its folders are what they were there, the task's documents included. `on_turn` sees each turn as it ends;
+    `on_end` is awaited with the sandbox before it closes (a person's artifacts). Cancelling the task cancels everything
+    in it.
     """
     started_s, clock = time.time(), time.monotonic()
     progress = _Progress()
@@ -156,7 +160,7 @@ async def _play(
     environment: Environment,
     progress: _Progress,
     seed: int,
-    files: Mapping[str, bytes],
+    files: Mapping[str, bytes] | Snapshot,
     on_turn: Callable[[Turn], None],
     on_end: Callable[[Sandbox], Awaitable[object]] | None,
 ) -> None:
@@ -290,8 +294,13 @@ def _with_countdown(observations: Sequence[Observation], arm: Arm, turns_left: i
     return shown
 
 
-async def _furnish(sandbox: Sandbox, task: Task, files: Mapping[str, bytes]) -> None:
+async def _furnish(sandbox: Sandbox, task: Task, files: Mapping[str, bytes] | Snapshot) -> None:
     """Put the task's documents and a person's files where the prompt says they are. The gold answer stays out."""
+    if isinstance(files, Snapshot):
+        if not isinstance(sandbox, Snapshots):
+            raise BackendUnavailable("a sandbox of this backend cannot start from a snapshot")
+        await sandbox.restore(files)
+        return
     documents = task.documents if task.placement == "sandbox" else {}
     wanted = {f"{DOCUMENTS}/{name}": text.encode() for name, text in documents.items()} | dict(files)
     if wanted:

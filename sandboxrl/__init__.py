@@ -30,6 +30,7 @@ _HOMES = {
         "SandboxError",
         "ShellResult",
         "Shells",
+        "Snapshot",
         "open_backend",
     ),
     "envs.tools": ("Tool", "ToolRefused", "ToolSet", "tool_set"),

@@ -14,7 +14,9 @@ from sandboxrl.envs.sandbox.protocol import (
     SandboxError,
     ShellResult,
     Shells,
+    Snapshots,
 )
+from sandboxrl.envs.sandbox.snapshot import Snapshot
 
 __all__ = [
     "Backend",
@@ -30,5 +32,7 @@ __all__ = [
     "SandboxError",
     "ShellResult",
     "Shells",
+    "Snapshot",
+    "Snapshots",
     "open_backend",
 ]

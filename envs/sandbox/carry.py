@@ -1,7 +1,6 @@
 """Folders from one sandbox into others, as data: never unpacked on this machine, never followed by a link.
 
     await carry(box, "/testbed", fresh)                 the work of a policy, into a sandbox that it never touched
-    saved = await snapshot(box, "/testbed"); await restore(fresh, "/testbed", saved)
 
 Modes and times come along; owners, hard links and special files do not. What cannot be carried is left out and listed.
 The records are described in `envs/sandbox/inside/folders.py`.
@@ -91,14 +90,9 @@ async def carry(source: Sandbox, path: str, target: Sandbox, max_bytes: int = 2 
     return left_out
 
 
-async def snapshot(sandbox: Sandbox, path: str, max_bytes: int = 2 << 30) -> list[bytes]:
-    """The folder `path` as parts, kept in this process. Raises as `parts` does."""
-    return [part async for part in parts(sandbox, path, max_bytes)]
-
-
 async def restore(sandbox: Sandbox, path: str, saved: Iterable[bytes], spared: str = "") -> None:
-    """Make `path` what it was in the snapshot; what lies in it under the name `spared` stays. Raises FileRefused,
-    SandboxError."""
+    """Make `path` what it was when `saved` were its parts; what lies in it under the name `spared` stays. Raises
+    FileRefused, SandboxError."""
     await clear(sandbox, path, spared)
     for part in saved:
         await _folders(sandbox).unpack(path, part)

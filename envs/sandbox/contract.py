@@ -19,12 +19,12 @@ from sandboxrl.envs.sandbox.carry import carry
 from sandboxrl.envs.sandbox.protocol import (
     ANSWER,
     Backend,
-    ExecResult,
     FileRefused,
     Folders,
     Sandbox,
     SandboxDied,
     Shells,
+    Snapshots,
 )
 
 CLAUSE_S = 120.0
@@ -320,6 +320,27 @@ async def a_shell_that_stays(box: Sandbox) -> None:
     holds((await box.shell("echo [$here]")).output == b"[]\n", "and the next command has a new one")
 
 
+async def snapshots(source: Sandbox, target: Sandbox) -> None:
+    if not isinstance(source, Snapshots) or not isinstance(target, Snapshots):
+        return  # a backend need not have them
+    await said(source, "mkdir -p w/a; cd w; echo 1 > a/1; chmod 700 a/1; ln -s /etc/passwd out; echo 2 > /tmp/2")
+    with await source.snapshot() as saved:
+        await said(source, "rm -r w; echo 3 > /tmp/2")
+        await target.write({"w/a/before": b"gone afterwards"})
+        for box in (target, source):
+            await box.restore(saved)
+            seen = await said(box, "cd w; ls -A . a; stat -c %a a/1; readlink out; cat /tmp/2")
+            holds(seen == b".:\na\nout\n\na:\n1\n700\n/etc/passwd\n2\n", "folders are restored as they were", seen)
+    await _raises(FileRefused, source.snapshot(["/testbed/w/out"]), "a link is no folder to take a snapshot of")
+    forks = await source.fork(2)
+    try:
+        await asyncio.gather(*(said(fork, f"echo {n} > /testbed/w/a/1") for n, fork in enumerate(forks)))
+        read = [await box.read("w/a/1") for box in (source, *forks)]
+        holds(read == [b"1\n", b"0\n", b"1\n"], "forks have the same files, and each its own", read)
+    finally:
+        await asyncio.gather(*(fork.close() for fork in forks))
+
+
 CONTRACT: Mapping[str, tuple[Clause, int]] = {
     # what it is about: (clause, how many sandboxes it takes)
     "results of commands": (results, 1),
@@ -340,6 +361,7 @@ CONTRACT: Mapping[str, tuple[Clause, int]] = {
     "sandboxes apart": (apart, 2),
     "folders": (folders, 2),
     "a shell that stays": (a_shell_that_stays, 1),
+    "snapshots and forks": (snapshots, 2),
 }
 
 
@@ -367,7 +389,7 @@ async def examine(backend: Backend) -> AsyncIterator[Verdict]:
             yield Verdict(name, "")
 
 
-async def _raises(kind: type[Exception], call: Awaitable[ExecResult | bytes | None], promise: str) -> None:
+async def _raises(kind: type[Exception], call: Awaitable[object], promise: str) -> None:
     try:
         await call
     except kind:

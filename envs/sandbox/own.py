@@ -19,13 +19,21 @@ from sandboxrl.envs.sandbox.protocol import (
     SandboxError,
     ShellResult,
 )
+from sandboxrl.envs.sandbox.snapshot import Snapshot
 
 T = TypeVar("T")
 GRACE_S = 30.0
 """For a call, beyond its command's own time limit."""
 FILES_S = 60.0
 START_S = 600.0
-OPTIONAL: Mapping[str, type] = {"pack": tuple, "unpack": object, "shell": ShellResult}
+OPTIONAL: Mapping[str, type] = {
+    "pack": tuple,
+    "unpack": object,
+    "shell": ShellResult,
+    "snapshot": Snapshot,
+    "restore": object,
+    "fork": list,
+}
 """Method of a sandbox that need not have it, and what it gives back."""
 METHODS = {"start": ("image",), "close": ()}
 
@@ -73,11 +81,16 @@ class _OwnSandbox:
         self.id = str(getattr(inner, "id", f"{name}:{id(inner):x}"))
         for method, kind in OPTIONAL.items():
             if callable(getattr(inner, method, None)):
-                setattr(self, method, functools.partial(self._optional, method, kind))
+                call = self._fork if method == "fork" else functools.partial(self._optional, method, kind)
+                setattr(self, method, call)
 
     async def _optional(self, method: str, kind: type[T], *words: Any, **options: Any) -> T:
         within_s = FILES_S if "timeout_s" not in options else options["timeout_s"] + GRACE_S
         return await _held(self._name, within_s, kind, self._inner, method, *words, **options)
+
+    async def _fork(self, num_forks: int = 1) -> list[Sandbox]:
+        forks = await self._optional("fork", list, num_forks)
+        return [_OwnSandbox(box, self._name) for box in forks]
 
     @property
     def alive(self) -> bool:

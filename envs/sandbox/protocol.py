@@ -10,11 +10,12 @@ One contract suite (`envs/sandbox/contract.py`) proves every backend. Everything
 is bytes from a stranger: bounded, never followed, never unpacked on the host.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from sandboxrl.data.errors import InputError
+from sandboxrl.envs.sandbox.snapshot import MAX_SNAPSHOT, Snapshot
 
 WORKDIR = "/testbed"
 DOCUMENTS = "/testbed/documents"
@@ -248,6 +249,26 @@ class Shells(Protocol):
         `wait_s`, after that long whatever it does.
         `timeout_s` is the time of a command, of all calls in which it was waited for together. Raises FileRefused for
         what no terminal takes, SandboxDied."""
+        ...
+
+
+@runtime_checkable
+class Snapshots(Protocol):
+    """What a sandbox adds when its files can be kept and made again (`envs/sandbox/snapshot.py`)."""
+
+    async def snapshot(self, folders: Sequence[str] = (), max_bytes: int = MAX_SNAPSHOT) -> Snapshot:
+        """`folders` of one moment; without any, all that can be written in it. What runs is stopped meanwhile. The
+        caller closes it. Raises FileRefused for what is no folder or larger than `max_bytes`, SandboxDied."""
+        ...
+
+    async def restore(self, snapshot: Snapshot) -> None:
+        """Make the folders of a snapshot what they were, after everything that runs has been ended. Raises FileRefused
+        where there is no room for them, SandboxDied."""
+        ...
+
+    async def fork(self, num_forks: int = 1) -> list[Sandbox]:
+        """Fresh sandboxes of the same image with the same files; the caller closes them. All or none. Raises as
+        `snapshot` and `restore` do."""
         ...
 
 

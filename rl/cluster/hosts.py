@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import secrets
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,17 +24,15 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from sandboxrl.envs.sandbox.host import lease
 from sandboxrl.envs.sandbox.pool import open_backend
 from sandboxrl.envs.sandbox.protocol import (
-    WORKDIR,
     BackendUnavailable,
-    ExecResult,
     Sandbox,
     SandboxConfig,
     SandboxDied,
-    SandboxEnded,
     SandboxError,
-    ShellResult,
+    Snapshots,
 )
 from sandboxrl.rl.cluster.connect import end_with_raylet
+from sandboxrl.rl.cluster.remote_box import RemoteBox, answered
 
 RESOURCE = "sandboxes"
 SHARE = 0.001
@@ -51,6 +49,7 @@ class SandboxHost:
         end_with_raylet()
         self._backend = open_backend(config)
         self._room = asyncio.Semaphore(capacity)
+        self._forking = asyncio.Lock()
         self._boxes: dict[str, dict[str, Sandbox]] = {}
         self._server: asyncio.Server | None = None
 
@@ -87,6 +86,39 @@ class SandboxHost:
             return await getattr(box, method)(**arguments)
         except SandboxError as error:
             return _plain(error)
+
+    async def snapshot(self, holder: str, identity: str, folders: Sequence[str], max_bytes: int) -> Any:
+        """(folders, records) of a snapshot, or the SandboxError that prevented it."""
+        box = self._boxes.get(holder, {}).get(identity)
+        if not isinstance(box, Snapshots):
+            return SandboxDied(f"sandbox {identity} is not here any more, or has no snapshots")
+        try:
+            with await box.snapshot(folders, max_bytes) as saved:
+                return saved.folders, saved.data()
+        except SandboxError as error:
+            return _plain(error)
+
+    async def fork(self, holder: str, identity: str, num_forks: int) -> Any:
+        """The ids of forks, here like the sandbox itself, or the SandboxError that prevented them."""
+        box = self._boxes.get(holder, {}).get(identity)
+        if not isinstance(box, Snapshots):
+            return SandboxDied(f"sandbox {identity} is not here any more, or cannot be forked")
+        async with self._forking:  # else two might wait for each other's room
+            for _ in range(num_forks):
+                await self._room.acquire()
+        try:
+            forks = await box.fork(num_forks)
+        except BaseException as error:
+            for _ in range(num_forks):
+                self._room.release()
+            if isinstance(error, SandboxError):
+                return _plain(error)
+            raise
+        if holder not in self._boxes:  # its user died meanwhile
+            await asyncio.gather(*(self._end(fork) for fork in forks))
+            return SandboxDied("no lease: its connection is gone")
+        self._boxes[holder] |= {fork.id: fork for fork in forks}
+        return [fork.id for fork in forks]
 
     async def close_box(self, holder: str, identity: str) -> None:
         box = self._boxes.get(holder, {}).pop(identity, None)
@@ -131,72 +163,6 @@ def _keep_alive(writer: asyncio.StreamWriter) -> None:
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_S)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_S)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
-
-
-class RemoteBox:
-    """A sandbox on another node (`sandboxrl.envs.sandbox.protocol.Sandbox`)."""
-
-    def __init__(self, host: Any, holder: str, identity: str, gone: Callable[[], None]) -> None:
-        self.id = identity
-        self._host, self._holder, self._gone = host, holder, gone
-        self._ended = self._closed = False
-
-    @property
-    def alive(self) -> bool:
-        return not self._ended
-
-    async def exec(
-        self,
-        command: str,
-        timeout_s: float = 120.0,
-        cwd: str = WORKDIR,
-        env: Mapping[str, str] | None = None,
-        max_bytes: int | None = None,
-    ) -> ExecResult:
-        arguments = {"command": command, "timeout_s": timeout_s, "cwd": cwd, "env": env, "max_bytes": max_bytes}
-        result: ExecResult = await self._call("exec", arguments)
-        return result
-
-    async def shell(
-        self, text: str, timeout_s: float = 120.0, is_input: bool = False, wait_s: float | None = None
-    ) -> ShellResult:
-        arguments = {"text": text, "timeout_s": timeout_s, "is_input": is_input, "wait_s": wait_s}
-        result: ShellResult = await self._call("shell", arguments)
-        return result
-
-    async def read(self, path: str, max_bytes: int = 1 << 20) -> bytes:
-        data: bytes = await self._call("read", {"path": path, "max_bytes": max_bytes})
-        return data
-
-    async def write(self, files: Mapping[str, bytes]) -> None:
-        await self._call("write", {"files": dict(files)})
-
-    async def pack(self, path: str, cursor: str = "") -> tuple[bytes, str]:
-        part: tuple[bytes, str] = await self._call("pack", {"path": path, "cursor": cursor})
-        return part
-
-    async def unpack(self, path: str, part: bytes) -> None:
-        await self._call("unpack", {"path": path, "part": part})
-
-    async def close(self) -> None:
-        if not self._closed:
-            self._ended = self._closed = True
-            self._gone()
-            with contextlib.suppress(RayActorError):  # the host is gone, and its sandboxes with it
-                await self._host.close_box.remote(self._holder, self.id)
-
-    async def _call(self, method: str, arguments: dict[str, Any]) -> Any:
-        if self._ended:
-            raise SandboxDied(f"sandbox {self.id}: it was closed")
-        try:
-            answer = await self._host.call.remote(self._holder, self.id, method, arguments)
-        except RayActorError as error:
-            self._ended = True
-            raise SandboxDied(f"sandbox {self.id}: its host is gone: {error}") from error
-        if isinstance(answer, SandboxError):
-            self._ended = isinstance(answer, SandboxDied | SandboxEnded)
-            raise answer
-        return answer
 
 
 @dataclass
@@ -257,15 +223,8 @@ class RemoteBackend:
             raise SandboxDied("every sandbox host of the cluster is gone")
         host = min(self._known, key=lambda host: (host.failures, self._held[host.number]))
         holder = await self._lease(host)
-        self._held[host.number] += 1
-        given_back = False
-
-        def gone() -> None:
-            nonlocal given_back
-            self._held[host.number] -= not given_back
-            given_back = True
-
-        starting = asyncio.ensure_future(_answer(host.actor.start.remote(holder, image)))
+        gone = self._count(host)
+        starting = asyncio.ensure_future(answered(host.actor.start.remote(holder, image)))
         try:
             answer = await asyncio.shield(starting)
         except RayActorError as error:
@@ -278,7 +237,7 @@ class RemoteBackend:
         if isinstance(answer, SandboxError):
             gone()
             raise answer
-        return RemoteBox(host.actor, holder, answer, gone)
+        return self._box(host, holder, answer, gone)
 
     async def close(self) -> None:
         """Give up the leases, which ends every sandbox of this backend, and the hosts."""
@@ -292,6 +251,24 @@ class RemoteBackend:
         for actor in self._hosts:
             with contextlib.suppress(RayActorError):
                 ray.kill(actor)
+
+    def _count(self, host: _Host) -> Callable[[], None]:
+        """One sandbox more on a host, until what comes back is called."""
+        self._held[host.number] += 1
+        given_back = False
+
+        def gone() -> None:
+            nonlocal given_back
+            self._held[host.number] -= not given_back
+            given_back = True
+
+        return gone
+
+    def _box(self, host: _Host, holder: str, identity: str, gone: Callable[[], None]) -> RemoteBox:
+        def beside(identity: str) -> RemoteBox:
+            return self._box(host, holder, identity, self._count(host))
+
+        return RemoteBox(host.actor, holder, identity, gone, beside)
 
     def _abandon(self, host: _Host, holder: str, starting: "asyncio.Future[Any]", gone: Callable[[], None]) -> None:
         """Nobody waits for this start any more: what comes of it is ended."""
@@ -353,7 +330,3 @@ class RemoteBackend:
         writer = self._leases.pop(number)
         lease.release(writer.get_extra_info("socket").fileno())
         writer.close()
-
-
-async def _answer(reference: Any) -> Any:
-    return await reference

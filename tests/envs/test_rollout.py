@@ -17,7 +17,9 @@ from sandboxrl.envs.policy.chat import TokenPolicy
 from sandboxrl.envs.policy.protocol import EngineLost
 from sandboxrl.envs.policy.scripted import MemorySandbox, ScriptedEngine, call, turns
 from sandboxrl.envs.rollout import Environment, RolloutLimits, rollout
+from sandboxrl.envs.sandbox.pool import Pool
 from sandboxrl.envs.sandbox.protocol import ANSWER, DOCUMENTS, ExecResult, SandboxDied, SandboxEnded
+from sandboxrl.envs.sandbox.snapshot import Snapshot
 from sandboxrl.envs.tools.tool_set import tool_set
 from sandboxrl.envs.trajectory import StopReason, Trajectory
 from tests.envs.small_chat import chat_format
@@ -208,3 +210,31 @@ def test_a_sandbox_that_ends_before_the_first_turn_is_the_machines():
         return await rollout(TASK, policy, environment(Stillborns(), Grader()))
 
     assert asyncio.run(run()).stop is StopReason.SANDBOX_LOST
+
+
+def test_a_trajectory_starts_from_a_snapshot(machine) -> None:
+    """Another one goes on from its files: the answer was written there."""
+
+    async def body(backend):
+        pool, grader = Pool(backend, warm=0), Grader()
+        policy = TokenPolicy(ScriptedEngine(FORM, turns(FORM, [FINISH])), FORM)
+        try:
+            async with pool.sandbox() as box:
+                await box.exec("mkdir -p documents; echo B > answer.txt")
+                with await box.snapshot() as saved:
+                    found = await rollout(TASK, policy, environment(pool, grader), files=saved)
+            assert (found.stop, found.answer, found.reward) == (StopReason.FINISHED, "B", 1.0)
+        finally:
+            await grader.close()
+            await pool.close()
+
+    machine.run_with_backend(body)
+
+
+def test_a_sandbox_without_snapshots_cannot_start_from_one() -> None:
+    async def run() -> None:
+        policy = TokenPolicy(ScriptedEngine(FORM, turns(FORM, [FINISH])), FORM)
+        with Snapshot.of(["/testbed"], b"") as saved, pytest.raises(InputError, match="snapshot"):
+            await rollout(TASK, policy, environment(Computers()), files=saved)
+
+    asyncio.run(run())

@@ -25,13 +25,14 @@ import socket
 import stat
 import struct
 import subprocess
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
 from sandboxrl.envs.sandbox.bubblewrap.cgroups import Cgroups
 from sandboxrl.envs.sandbox.bubblewrap.root import DESCRIPTOR, HOME, Placed, has_own, placed, root_seen
 from sandboxrl.envs.sandbox.host import lease, program, seccomp
-from sandboxrl.envs.sandbox.host.wire import HELLO_S, Box, Symptoms, executor_limits, new_id
+from sandboxrl.envs.sandbox.host.wire import HELLO_S, Box, Kin, Symptoms, executor_limits, new_id
 from sandboxrl.envs.sandbox.inside.frames import pack_header
 from sandboxrl.envs.sandbox.inside.nursery import FILTER_PATH, INSIDE_UID, STRICT_FILTER_PATH
 from sandboxrl.envs.sandbox.network import packet_filter
@@ -80,7 +81,9 @@ class Bubblewrap:
         self._cgroups = Cgroups.find(config.limits)
         arguments, files = root_seen(config)
         self._arguments, self._files = [*ARGUMENTS, *arguments], [*files, *_own_files(counted=bool(self._cgroups))]
-        self._settings = _settings(config, watch_memory=not self._cgroups)
+        folders = _folders(config)
+        self._settings = _settings(config, folders, watch_memory=not self._cgroups)
+        self._kept = tuple(folder for folder in folders if folder != "/run")
         self._nursery: _Nursery | None = None
         self._closed = False
         self._try()
@@ -92,6 +95,9 @@ class Bubblewrap:
                 f"task asks for image {image!r}: the bubblewrap backend has no images, only sandbox.rootfs; "
                 "use sandbox.backend=docker"
             )
+        return await self._fresh()
+
+    async def _fresh(self) -> Box:
         nursery = self._living_nursery()
         before = nursery.said_bytes()
         try:
@@ -99,7 +105,7 @@ class Bubblewrap:
         except SandboxDied as error:
             raise SandboxDied(f"{error}: {nursery.said(before)}") from error
 
-    async def _start(self, nursery: "_Nursery") -> Sandbox:
+    async def _start(self, nursery: "_Nursery") -> Box:
         identity = new_id()
         process, stream = await nursery.fork()
         settling = asyncio.ensure_future(self._settle(identity, process))
@@ -123,7 +129,8 @@ class Bubblewrap:
             return await self._inquest(identity, process, symptoms)
 
         limits = self._config.limits
-        box = Box(identity, reader, writer, end, limits.output_bytes, inquest)
+        kin = Kin(self._kept, self._fresh)
+        box = Box(identity, reader, writer, end, limits.output_bytes, inquest, kin)
         try:
             await asyncio.gather(box.hello(), asyncio.shield(settling))
         except BaseException:
@@ -377,8 +384,8 @@ def _own_files(counted: bool) -> list[Placed]:
     return [*files, placed(FILTER_PATH, filtering), placed(STRICT_FILTER_PATH, strict)]
 
 
-def _settings(config: SandboxConfig, watch_memory: bool) -> bytes:
-    """What the nursery reads first; see `envs/sandbox/inside/nursery.py`."""
+def _folders(config: SandboxConfig) -> dict[str, str]:
+    """What can be written in a sandbox: its memory filesystems, and their options."""
     sizes = TmpfsSizes.within(config.limits)
     folders = {
         "/dev/shm": sizes.options(sizes.shm, "1777"),
@@ -389,6 +396,12 @@ def _settings(config: SandboxConfig, watch_memory: bool) -> bytes:
     }
     if config.rootfs and has_own(Path(config.rootfs), "var/tmp", stat.S_ISDIR):
         folders["/var/tmp"] = sizes.options(1 << 20, "1777")
+    return folders
+
+
+def _settings(config: SandboxConfig, folders: Mapping[str, str], watch_memory: bool) -> bytes:
+    """What the nursery reads first; see `envs/sandbox/inside/nursery.py`."""
+    sizes = TmpfsSizes.within(config.limits)
     fields = {"hostname": "" if config.network == "full" else "sandbox"}
     fields |= {"root": config.rootfs and "1", "names": "" if config.network == "none" else "1"}
     fields |= {f"folder.{folder}": options for folder, options in folders.items()}

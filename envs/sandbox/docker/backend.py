@@ -25,7 +25,7 @@ from typing import Any
 
 from sandboxrl.envs.sandbox.host import program, seccomp
 from sandboxrl.envs.sandbox.host.owner import owner_is_dead, owner_of
-from sandboxrl.envs.sandbox.host.wire import HELLO_S, Box, Symptoms, executor_limits, new_id
+from sandboxrl.envs.sandbox.host.wire import HELLO_S, Box, Kin, Symptoms, executor_limits, new_id
 from sandboxrl.envs.sandbox.network import packet_filter
 from sandboxrl.envs.sandbox.protocol import (
     OF_A_USER,
@@ -47,6 +47,8 @@ WORKDIR_LABEL = "sandboxrl.workdir"
 filesystem. Of other images (a task's repository lies in /testbed) it is a part of the container's own layer."""
 INSIDE = "/run/sandboxrl"
 FILTER = "seccomp.bpf"
+KEPT = (WORKDIR, "/root", "/tmp", "/dev/shm")
+"""What a snapshot holds unless other folders are named: what was installed elsewhere is not in it."""
 CAPABILITIES = ["CHOWN", "DAC_OVERRIDE", "FOWNER", "SETGID", "SETUID"]
 """What apt-get install and pip install as root need, and no more."""
 PODMAN = "Podman Engine"
@@ -126,8 +128,10 @@ class Docker:
 
     async def start(self, image: str = "") -> Sandbox:
         """A ready sandbox from `image`. Raises BackendUnavailable for an image that is not there, SandboxDied."""
+        return await self._start(image or self._config.image)
+
+    async def _start(self, image: str) -> Box:
         await self._prepare()
-        image = image or self._config.image
         identity = new_id()
         folder = self._meeting_folder()
         container = ""
@@ -221,7 +225,8 @@ class Docker:
             return await self._inquest(container, image, symptoms) if self._daemon == daemon else ""
 
         limits, daemon = self._config.limits, self._daemon
-        box = Box(identity, reader, writer, end, limits.output_bytes, inquest)
+        kin = Kin(KEPT, lambda: self._start(image))
+        box = Box(identity, reader, writer, end, limits.output_bytes, inquest, kin)
         await box.hello()
         self._boxes[container] = box
         if not self._quota and self._watching is None:

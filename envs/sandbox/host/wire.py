@@ -12,26 +12,28 @@ import asyncio
 import contextlib
 import math
 import os
-import posixpath
 import secrets
 import socket
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from errno import EINVAL, ENAMETOOLONG
 
 from sandboxrl.envs.sandbox.host import lease
-from sandboxrl.envs.sandbox.inside.frames import FRAME, MAX_HEADER, MAX_PAYLOAD, RECORD, pack_head, unpack_header
+from sandboxrl.envs.sandbox.host.forks import forked, put_back, take
+from sandboxrl.envs.sandbox.host.messages import Fields, encoded, file_frames, result_of, shell_result_of, wire_path
+from sandboxrl.envs.sandbox.inside.frames import FRAME, MAX_HEADER, MAX_PAYLOAD, pack_head, unpack_header
 from sandboxrl.envs.sandbox.protocol import (
-    SHELL_STATES,
     WORKDIR,
+    BackendUnavailable,
     ExecResult,
     FileRefused,
     Limits,
+    Sandbox,
     SandboxDied,
     SandboxEnded,
     SandboxError,
     ShellResult,
 )
+from sandboxrl.envs.sandbox.snapshot import MAX_SNAPSHOT, Snapshot
 
 HELLO_S = 30.0
 """A sandbox that has not said it is ready by then never will."""
@@ -44,13 +46,8 @@ LARGE_BYTES = 64 << 10
 """A payload from here on is sent as it lies, not copied behind its header first."""
 SEND_BUFFER_BYTES = 1 << 20
 """Asked of the kernel for each stream: how much goes to the executor at a time (212,992 if nobody asks)."""
-MAX_PATH = 64 << 10
-"""Of a path, in bytes; the kernel takes 4096 at a time, and parts of it are opened one by one."""
-MAX_SHOWN = 200
-BATCH_BYTES = 4 << 20
-"""Files travel in frames of about this size, so that neither side holds a large file twice."""
-
-Fields = dict[bytes, bytes]
+SEND_AGAIN_S = 0.001
+SNAPSHOT_S = 120.0
 
 
 def new_id() -> str:
@@ -84,6 +81,16 @@ Inquest = Callable[[Symptoms], Awaitable[str]]
 """Asks a backend whether a sandbox alone came to its end: how, or empty when the machine had a part in it."""
 
 
+@dataclass(frozen=True)
+class Kin:
+    """What a backend knows of a sandbox that its forks need."""
+
+    folders: tuple[str, ...]
+    """All that can be written in it and is worth keeping."""
+    start: Callable[[], Awaitable["Box"]]
+    """A fresh one of the same image. Raises SandboxDied."""
+
+
 class Box:
     """A started sandbox (`envs.sandbox.protocol.Sandbox`) behind a stream. `end` kills it and removes its traces,
     once. `inquest` tells an end that came from within from one that the machine had a part in; without one, every end
@@ -97,10 +104,11 @@ class Box:
         end: Callable[[], Awaitable[None]],
         output_bytes: int,
         inquest: Inquest | None = None,
+        kin: Kin | None = None,
     ) -> None:
         self.id = identity
         self._reader, self._writer, self._end = reader, writer, end
-        self._inquest = inquest
+        self._inquest, self._kin = inquest, kin
         self._output_bytes = output_bytes
         stream = writer.get_extra_info("socket")
         stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
@@ -158,10 +166,10 @@ class Box:
         for name, value in (env or {}).items():
             if not name or "=" in name or "\0" in name + value:
                 raise ValueError(f"not an environment variable: {name!r}")
-            fields[b"env." + _bytes(name)] = _bytes(value)
+            fields[b"env." + encoded(name)] = encoded(value)
         reply, payload = await self._run(fields, command, timeout_s)
         try:
-            return _result(reply, payload, limit)
+            return result_of(reply, payload, limit)
         except (KeyError, ValueError) as error:
             raise await self._protocol_error(error) from error
 
@@ -184,12 +192,12 @@ class Box:
         reply, payload = await self._run(fields, text, timeout_s)
         await self._check(reply)
         try:
-            return _shell_result(reply, payload, self._output_bytes)
+            return shell_result_of(reply, payload, self._output_bytes)
         except (KeyError, ValueError) as error:
             raise await self._protocol_error(error) from error
 
     async def _run(self, fields: Fields, text: str, timeout_s: float) -> tuple[Fields, bytes]:
-        reply, payload = await self._call(fields, _bytes(text), timeout_s + WATCHDOG_S)
+        reply, payload = await self._call(fields, encoded(text), timeout_s + WATCHDOG_S)
         if b"machine" in reply:
             self._die(f"this machine is short: {reply[b'machine'].decode(errors='replace')}", closed=True)
             raise await self._end_of_it()
@@ -224,6 +232,24 @@ class Box:
         reply, _ = await self._call({b"op": b"unpack", b"path": wire_path(path)}, part, FILE_OPERATION_S)
         await self._check(reply)
 
+    async def snapshot(self, folders: Sequence[str] = (), max_bytes: int = MAX_SNAPSHOT) -> Snapshot:
+        """See `envs.sandbox.protocol.Snapshots`. Raises FileRefused, SandboxDied."""
+        chosen = folders or (self._kin.folders if self._kin else (WORKDIR,))
+        try:
+            return await take(self._ask, [wire_path(folder) for folder in chosen], max_bytes)
+        except (KeyError, ValueError) as error:
+            raise await self._protocol_error(error) from error
+
+    async def restore(self, snapshot: Snapshot) -> None:
+        """See `envs.sandbox.protocol.Snapshots`. Raises FileRefused, SandboxDied."""
+        await put_back(self._ask, [wire_path(folder) for folder in snapshot.folders], snapshot)
+
+    async def fork(self, num_forks: int = 1) -> list[Sandbox]:
+        """See `envs.sandbox.protocol.Snapshots`. Raises FileRefused, SandboxDied."""
+        if self._kin is None:
+            raise BackendUnavailable(f"sandbox {self.id} cannot be forked: nobody can start another like it")
+        return await forked(self, self._kin.start, num_forks)
+
     async def nuke(self) -> None:
         """End every process in the sandbox, background ones too; the sandbox stays usable."""
         await self._call({b"op": b"nuke"}, b"", FILE_OPERATION_S)
@@ -250,7 +276,15 @@ class Box:
         """These very bytes to the executor, which ends when they are no frames: for tests of what it survives."""
         self._writer.write(data)
 
-    async def _call(self, fields: Fields, payload: bytes, wait_s: float) -> tuple[Fields, bytes]:
+    async def _ask(self, fields: Fields, payload: bytes, descriptor: int) -> Fields:
+        """Of whole folders, in a memory file."""
+        reply, _ = await self._call(fields, payload, SNAPSHOT_S, descriptor)
+        await self._check(reply)
+        return reply
+
+    async def _call(
+        self, fields: Fields, payload: bytes, wait_s: float, descriptor: int | None = None
+    ) -> tuple[Fields, bytes]:
         if self._death:
             raise await self._end_of_it()
         self._count += 1
@@ -260,7 +294,9 @@ class Box:
         try:
             async with asyncio.timeout(wait_s):
                 head = pack_head({b"id": identity, **fields}, len(payload))
-                if len(payload) < LARGE_BYTES:
+                if descriptor is not None:
+                    await self._send_with(descriptor, head + payload)
+                elif len(payload) < LARGE_BYTES:
                     self._writer.write(head + payload)
                 else:
                     self._writer.write(head)
@@ -277,6 +313,20 @@ class Box:
             self._waiting.pop(identity, None)
             if answer.done() and not answer.cancelled():
                 answer.exception()  # it may have come while the caller was leaving
+
+    async def _send_with(self, descriptor: int, data: bytes) -> None:
+        """A few bytes, and a descriptor beside them. Raises OSError."""
+        with socket.socket(fileno=os.dup(self._stream)) as stream:
+            while self._writer.transport.get_write_buffer_size():  # of others, whose turn is first
+                await asyncio.sleep(SEND_AGAIN_S)
+            while True:
+                try:
+                    sent = socket.send_fds(stream, [data], [descriptor])
+                    break
+                except BlockingIOError:
+                    await asyncio.sleep(SEND_AGAIN_S)
+        if sent < len(data):
+            self._writer.write(data[sent:])
 
     async def _receive(self) -> None:
         try:
@@ -346,82 +396,3 @@ class Box:
     async def _protocol_error(self, error: Exception) -> SandboxError:
         self._die(f"protocol error {error!r}")
         return await self._end_of_it()
-
-
-def _bytes(text: str) -> bytes:
-    """UTF-8; what cannot be encoded (a lone surrogate of a model's JSON) becomes a question mark."""
-    try:
-        return text.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:
-        return text.encode("utf-8", "replace")
-
-
-def wire_path(path: str) -> bytes:
-    """The absolute path in the sandbox; `..` is resolved by name, as no component may be a link."""
-    if "\0" in path:
-        raise FileRefused(EINVAL, os.strerror(EINVAL), path)
-    name = _bytes("/" + posixpath.normpath(posixpath.join(WORKDIR, path)).lstrip("/"))
-    if len(name) > MAX_PATH:  # the executor takes a header that is too large for the end of the protocol
-        raise FileRefused(ENAMETOOLONG, os.strerror(ENAMETOOLONG), path[:MAX_SHOWN])
-    return name
-
-
-def _result(reply: Fields, payload: bytes, limit: int) -> ExecResult:
-    """Raises KeyError, ValueError for an answer that does not add up."""
-    kept = int(reply[b"kept"])
-    totals = int(reply[b"stdout"]), int(reply[b"stderr"])
-    duration_s = float(reply[b"duration"])
-    if kept < 0 or [kept, len(payload) - kept] != [min(total, limit) for total in totals]:
-        raise ValueError("sizes of the output do not add up")
-    if not 0 <= duration_s < math.inf:
-        raise ValueError("not a duration")
-    return ExecResult(
-        exit_code=int(reply[b"exit"]),
-        stdout=cut(payload[:kept], totals[0], limit),
-        stderr=cut(payload[kept:], totals[1], limit),
-        timed_out=reply[b"timed_out"] == b"1",
-        stdout_bytes=totals[0],
-        stderr_bytes=totals[1],
-        duration_s=duration_s,
-        background=reply[b"background"] == b"1",
-    )
-
-
-def _shell_result(reply: Fields, payload: bytes, limit: int) -> ShellResult:
-    """Raises KeyError, ValueError for an answer that does not add up."""
-    total, duration_s, state = int(reply[b"stdout"]), float(reply[b"duration"]), reply[b"state"].decode("ascii")
-    if len(payload) != min(total, limit):
-        raise ValueError("sizes of the output do not add up")
-    if not 0 <= duration_s < math.inf or state not in SHELL_STATES:
-        raise ValueError("not a duration, or not a state")
-    timed_out = reply[b"timed_out"] == b"1"
-    ended = state in ("done", "ended") and not timed_out
-    return ShellResult(
-        state, cut(payload, total, limit), total, int(reply[b"exit"]) if ended else None, timed_out, duration_s
-    )
-
-
-def file_frames(files: Mapping[str, bytes]) -> Iterator[bytes]:
-    """Write records (see `files.write_files`) in payloads of about BATCH_BYTES; a large file spans several."""
-    batch = bytearray()
-    for path, data in files.items():
-        name = wire_path(path)
-        for offset in range(0, max(1, len(data)), BATCH_BYTES):
-            piece = data[offset : offset + BATCH_BYTES]
-            batch += RECORD.pack(len(name), offset, len(piece)) + name + piece
-            if len(batch) >= BATCH_BYTES:
-                yield bytes(batch)
-                batch.clear()
-    if batch:
-        yield bytes(batch)
-
-
-def cut(kept: bytes, total: int, limit: int) -> bytes:
-    """At most `limit` bytes: all of it, or head, a line that says how much is missing, and tail."""
-    if total <= limit:
-        return kept
-    size = limit - len(b"\n[... %d bytes dropped ...]\n" % total)
-    if size < 2:
-        return kept[:limit]
-    note = b"\n[... %d bytes dropped ...]\n" % (total - size)
-    return kept[: size // 2] + note + kept[len(kept) - (size - size // 2) :]

@@ -10,6 +10,9 @@ import struct
 
 FRAME = struct.Struct(">II")
 RECORD = struct.Struct(">IQQ")
+DESCRIPTOR = struct.Struct("i")
+CLOSE_ON_EXEC = 0x40000000
+"""How the kernel passes a descriptor beside a frame, and MSG_CMSG_CLOEXEC."""
 MAX_HEADER = 1 << 20
 MAX_PAYLOAD = 64 << 20
 

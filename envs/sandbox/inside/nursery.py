@@ -43,11 +43,9 @@ import struct
 import sys
 
 from sandboxrl.envs.sandbox.inside.commands import WORKDIR
-from sandboxrl.envs.sandbox.inside.frames import unpack_header
+from sandboxrl.envs.sandbox.inside.frames import CLOSE_ON_EXEC, DESCRIPTOR, unpack_header
 from sandboxrl.envs.sandbox.inside.kernel import (
     CAPABILITY_VERSION,
-    CLOSE_ON_EXEC,
-    DESCRIPTOR,
     DROP_BOUNDING,
     INTERFACE_UP,
     NEW_CGROUP,

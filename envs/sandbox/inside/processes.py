@@ -17,6 +17,8 @@ from array import array
 PAGE_BYTES = resource.getpagesize()
 TICKS_PER_S = posix.sysconf("SC_CLK_TCK")
 SET_DUMPABLE, SET_SECCOMP, SECCOMP_FILTER = 4, 22, 2
+STOP_S = 0.2
+"""For a running system call to end; what waits in the kernel for longer is not waited for."""
 INITIAL_PID_NAMESPACE = "pid:[4026531836]"  # the kernel's PROC_PID_INIT_INO
 
 
@@ -45,6 +47,36 @@ def freeze() -> None:
 
 def thaw() -> None:
     _signal_all(_signal.SIGCONT)
+
+
+class stopped:
+    """While in it nothing else runs in this pid namespace. What somebody had stopped before stays so afterwards."""
+
+    def __enter__(self) -> None:
+        self.before = {pid for pid, state in states().items() if state in b"Tt"}
+        freeze()
+        until = time.monotonic() + STOP_S
+        while any(state in b"RS" for state in states().values()) and time.monotonic() < until:
+            time.sleep(0.0005)
+
+    def __exit__(self, *_: object) -> None:
+        for pid in sorted(states().keys() - self.before, reverse=True):  # children first: no shell sees a stopped one
+            try:
+                posix.kill(pid, _signal.SIGCONT)
+            except ProcessLookupError:
+                pass
+
+
+def states() -> dict[int, bytes]:
+    """pid -> state of every process but PID 1."""
+    found = {}
+    for name in posix.listdir("/proc"):
+        if name.isdigit() and name != "1":
+            try:
+                found[int(name)] = stat_fields(int(name))[0]
+            except (OSError, IndexError):
+                pass  # it has ended
+    return found
 
 
 def _signal_all(number: int) -> None:

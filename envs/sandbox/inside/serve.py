@@ -19,6 +19,9 @@ frame is `ready=1`.
     op=pack path= | session=                               session= (of the next part; empty: this was the last one)
                                                            payload: records (see `folders`)
     op=unpack path=   payload: records                     -
+    op=save room= max=  payload: folders, joined by NUL;   size= (what they are; written if it is at most `room`)
+            with a descriptor of a memory file
+    op=load size=       payload and descriptor as in save  -
     op=nuke                                                -
     a file or request that cannot be served                errno= message=
 
@@ -45,8 +48,17 @@ import time
 from sandboxrl.envs.sandbox.inside.commands import Command, Commands
 from sandboxrl.envs.sandbox.inside.files import read_file, write_files
 from sandboxrl.envs.sandbox.inside.folders import packed, unpack
-from sandboxrl.envs.sandbox.inside.frames import FRAME, MAX_PAYLOAD, bounds_of_frame, pack, unpack_header
+from sandboxrl.envs.sandbox.inside.frames import (
+    CLOSE_ON_EXEC,
+    DESCRIPTOR,
+    FRAME,
+    MAX_PAYLOAD,
+    bounds_of_frame,
+    pack,
+    unpack_header,
+)
 from sandboxrl.envs.sandbox.inside.processes import hide_from_commands, install_filter, nuke, refuse_elsewhere
+from sandboxrl.envs.sandbox.inside.saved import load, save
 from sandboxrl.envs.sandbox.inside.shell import Call, Shell
 
 TYPE_CHECKING = False
@@ -70,7 +82,9 @@ class Executor:
 
     def __init__(self, stream: int, processes: int, memory_bytes: int) -> None:
         self.stream = stream
+        self.socket = _socket.socket(fileno=stream)
         self.buffer = bytearray()
+        self.descriptors: list[int] = []  # that came with frames, in their order
         self.poll = select.poll()
         self.poll.register(stream, select.POLLIN)
         posix.set_blocking(stream, False)
@@ -125,13 +139,14 @@ class Executor:
     def receive(self) -> bool:
         """Take what the host sent; False at the end of the stream or of the protocol."""
         try:
-            data = posix.read(self.stream, READ_BYTES)
+            data, beside, _, _ = self.socket.recvmsg(READ_BYTES, _socket.CMSG_LEN(DESCRIPTOR.size), CLOSE_ON_EXEC)
         except BlockingIOError:
             return True
         except ConnectionResetError:
             return False
         if not data:
             return False
+        self.descriptors += [DESCRIPTOR.unpack(one[2])[0] for one in beside]
         self.buffer += data
         try:
             bounds = bounds_of_frame(self.buffer)
@@ -197,6 +212,23 @@ class Executor:
         unpack(fields[b"path"], payload)
         self.send({b"id": identity})
 
+    def op_save(self, identity: bytes, fields: dict[bytes, bytes], payload: memoryview) -> None:
+        file = self.descriptors.pop(0)
+        try:
+            size = save(bytes(payload).split(b"\0"), file, int(fields[b"room"]), int(fields[b"max"]))
+        finally:
+            posix.close(file)
+        self.send({b"id": identity, b"size": b"%d" % size})
+
+    def op_load(self, identity: bytes, fields: dict[bytes, bytes], payload: memoryview) -> None:
+        file = self.descriptors.pop(0)
+        try:
+            nuke()
+            load(bytes(payload).split(b"\0"), file, int(fields[b"size"]))
+        finally:
+            posix.close(file)
+        self.send({b"id": identity})
+
     def op_exec(self, identity: bytes, fields: dict[bytes, bytes], payload: memoryview) -> None:
         timeout_s, keep = float(fields[b"timeout"]), int(fields[b"keep"])
         if not (0 < timeout_s < 1e9 and 0 <= keep <= MAX_PAYLOAD // 2):
@@ -242,6 +274,8 @@ OPERATIONS = {
     b"write": Executor.op_write,
     b"pack": Executor.op_pack,
     b"unpack": Executor.op_unpack,
+    b"save": Executor.op_save,
+    b"load": Executor.op_load,
     b"nuke": Executor.op_nuke,
 }
 

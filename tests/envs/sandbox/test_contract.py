@@ -114,6 +114,7 @@ LIARS = {
     "sandboxes apart": {"exec": shared},
     "folders": {"unpack": does_nothing},
     "a shell that stays": {"shell": lambda m: lambda text, **o: m(f"({text}\n)", **o)},
+    "snapshots and forks": {"restore": does_nothing},
 }
 
 

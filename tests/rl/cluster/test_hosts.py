@@ -45,6 +45,14 @@ def test_a_remote_sandbox_keeps_the_contract(ray_cluster):
                     await box.read("missing")
                 assert caught.value.errno == 2
                 assert (await box.exec("sleep 60", timeout_s=0.3)).timed_out
+                with await box.snapshot(["/testbed"]) as saved:
+                    await box.exec("rm *")
+                    await box.restore(saved)
+                forks = await box.fork(2)
+                for one in (box, *forks):
+                    assert await one.read("a b.txt") == b"\xff\x00"
+                for fork in forks:
+                    await fork.close()
                 assert [r.stdout for r in await asyncio.gather(*(box.exec(f"echo {n}") for n in range(8)))] == [
                     b"%d\n" % n for n in range(8)
                 ]

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sandboxrl.envs.sandbox.host import program
-from sandboxrl.envs.sandbox.host.wire import BATCH_BYTES, Box, cut, file_frames, wire_path
+from sandboxrl.envs.sandbox.host.messages import BATCH_BYTES, cut, file_frames, wire_path
+from sandboxrl.envs.sandbox.host.wire import Box
 from sandboxrl.envs.sandbox.inside.frames import FRAME, MAX_HEADER, MAX_PAYLOAD, RECORD, pack, unpack_header
 from sandboxrl.envs.sandbox.inside.processes import in_own_pid_namespace
 from sandboxrl.envs.sandbox.protocol import FileRefused, SandboxConfig, SandboxDied, SandboxEnded
