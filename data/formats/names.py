@@ -1,6 +1,7 @@
 """The names that people give to a question, its answer, its options and its context: the first that is there counts."""
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -110,6 +111,8 @@ def _is_json(row: Row, name: str) -> bool:
 def _one(value: Any, name: str, options: Sequence[str], labels: Sequence[str]) -> str | int:
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{name!r} is {value}")
     text = str(value) if isinstance(value, int | float) else text_field({name: value}, name)
     if options:
         by_label = [i for i, label in enumerate(labels) if label.casefold() == text.strip().casefold()]

@@ -6,12 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from sandboxrl.data.context import Context, Question
-from sandboxrl.data.cutting import file_slug, ordered_names
 from sandboxrl.data.errors import InputError
 from sandboxrl.data.files import digest
 from sandboxrl.data.formats.fields import document, json_field, text_field
 from sandboxrl.data.formats.names import answers_of, context_of, options_of, question_of
-from sandboxrl.data.formats.questions import choice_question, each_question, free_question
+from sandboxrl.data.formats.questions import choice_question, each_question, free_question, unlabelled
+from sandboxrl.data.formats.schemas import known
 from sandboxrl.data.reading import Row
 from sandboxrl.data.task import safe_name
 
@@ -26,7 +26,7 @@ def own(where: str, row: Row, folder: Path, shared: Mapping[str, str]) -> Contex
     names joined by `;` in a CSV), or nothing: then those of the folder. `options` makes it a choice; without them each
     of several answers is accepted. `reward` overrides the kind of grading.
     """
-    row = {key: value for key, value in row.items() if value is not None and value != ""}  # empty cells of a CSV
+    row = _filled(known(_filled(row)))
     if isinstance(row.get("questions"), str | list):
         listed = json_field(row, "questions")
         if not isinstance(listed, list) or not all(isinstance(one, dict) for one in listed):
@@ -34,7 +34,9 @@ def own(where: str, row: Row, folder: Path, shared: Mapping[str, str]) -> Contex
         questions, lost = each_question(listed, "questions", _own_question)
     else:
         questions, lost = (_own_question(row),), ()
-    text, row = _context(row)
+    if "context" in row and not isinstance(row["context"], str):
+        text_field(row, "context")  # says what it is
+    text = context_of(row)
     documents = row.get("documents", shared)
     if isinstance(documents, str):
         documents = json_field(row, "documents") if documents.lstrip()[:1] in "[{" else documents.split(";")
@@ -59,28 +61,23 @@ def own(where: str, row: Row, folder: Path, shared: Mapping[str, str]) -> Contex
     )
 
 
-def _context(row: Row) -> tuple[str, Row]:
-    """The text that the questions are about, and the row, with HotpotQA's paragraphs as documents."""
-    paragraphs = row.get("context")
-    if isinstance(paragraphs, Mapping) and isinstance(paragraphs.get("title"), list):
-        titles, sentences = paragraphs["title"], paragraphs.get("sentences", paragraphs.get("content"))
-        names = ordered_names([file_slug(str(title)) for title in titles], ".txt")
-        texts = ["".join(one) if isinstance(one, list) else str(one) for one in sentences]
-        return "", {**row, "documents": dict(zip(names, texts, strict=True))}
-    if "context" in row and not isinstance(row["context"], str):
-        text_field(row, "context")
-    return context_of(row), row
+def _filled(row: Row) -> Row:
+    """A row without its nulls and the empty cells of a CSV."""
+    return {key: value for key, value in row.items() if value is not None and value != ""}
 
 
 def _own_question(row: Row) -> Question:
+    row = _filled(known(row))
     asked, offered = question_of(row), options_of(row)
     options, labels = offered or ([], [])
     answers = answers_of(row, options, labels)
+    options = unlabelled(options)
     if offered is not None:
         question = choice_question(asked, options, answers)
     else:
         gold, *others = map(str, answers)
         question = free_question(asked, gold, others)
-        if _FORMULA.search(gold) and not question.metadata:
+        formal = "problem" in row and not re.search(r"[^\W\d_]{2}", gold) and question.reward != "number"
+        if (formal or _FORMULA.search(gold)) and not question.metadata:
             question = replace(question, reward="math")
     return replace(question, reward=str(row["reward"])) if row.get("reward") else question

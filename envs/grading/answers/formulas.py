@@ -7,6 +7,7 @@ What math-verify would read wrongly is made plain before it sees it: `2³` and `
 import re
 
 from sandboxrl.envs.grading.answers.numbers import parse_number, plain_characters
+from sandboxrl.envs.grading.answers.units import REFUTERS, UNITS, symbol_of
 from sandboxrl.envs.grading.protocol.replies import undressed
 
 _SIGNS = {
@@ -21,10 +22,14 @@ _ONE_SPELLING = (
     (r"(?<=,)\\!\s*(?=\d{3})", ""),
     (r"(?<!\\)\\[,;:!> ]|~|\\q?quad(?![a-zA-Z])", " "),
     (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
+    (r"\\mathrm\s*\{([ei])\}", r"\1"),
     (
         r"\\(?:mbox|hbox|textrm|textbf|textit|textsf|mathrm|mathbf|mathit|mathsf|bf|rm|textnormal)(?![a-zA-Z])",
         r"\\text",
     ),
+    (r"\\varnothing(?![a-zA-Z])", r"\\emptyset"),
+    (r"^\](?=[^,]+,[^,]+[\[\]]$)", "("),
+    (r"(?<=[^,\[])\[$", ")"),
     (r"\\(?:neq|not\s*=)(?![a-zA-Z])", r"\\ne"),
     (r"\\(?:leqslant|leq)(?![a-zA-Z])", r"\\le"),
     (r"\\(?:geqslant|geq)(?![a-zA-Z])", r"\\ge"),
@@ -49,11 +54,6 @@ _SHORT_WORDS = frozenset(
     "am an as at be by do go he hi if in is it me my no of oh ok on or so to up us we and any ask art act add all ant "
     "arm why try fly sky dry shy cry spy yes true false none nan".split()
 )
-REFUTERS = frozenset(
-    "not no never less more greater fewer least most between under over above below except either neither nor about "
-    "approximately around roughly nearly almost cannot isn".split()
-)
-"""Words that make something else of the value beside them."""
 RELATIONS = re.compile(r"\\(?:ne|le|ge)(?![a-zA-Z])|[<>]")
 _TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 
@@ -166,20 +166,6 @@ def _is_product(run: str) -> bool:
 
 # --------------------------------------------------------------------------------------------------------------- units
 
-_UNIT_WORDS = {
-    "m": "meter metre", "cm": "centimeter centimetre", "mm": "millimeter millimetre", "km": "kilometer kilometre",
-    "in": "inch inches", "ft": "foot feet", "yd": "yard", "mi": "mile", "kg": "kilogram kilo", "g": "gram gramme",
-    "mg": "milligram", "lb": "pound lbs", "oz": "ounce", "s": "second sec", "min": "minute", "h": "hour hr", "d": "day",
-    "ms": "millisecond", "week": "wk", "year": "yr", "L": "liter litre l", "mL": "milliliter millilitre ml",
-    "N": "newton", "J": "joule", "kJ": "kilojoule", "W": "watt", "kW": "kilowatt", "V": "volt", "A": "ampere amp",
-    "Hz": "hertz", "Pa": "pascal", "kPa": "kilopascal", "K": "kelvin", "mol": "mole", "C": "coulomb",
-    "eV": "electronvolt",
-    "deg": "degree °", "rad": "radian", "dollar": "dollars usd buck", "cent": "cents ¢", "euro": "euros eur €",
-    "%": "percent", "mph": "", "kph": "", "unit": "units",
-}  # fmt: skip
-UNITS = {symbol: symbol for symbol in _UNIT_WORDS} | {
-    word: symbol for symbol, words in _UNIT_WORDS.items() for word in words.split()
-}
 _BARE = "|".join(sorted((re.escape(unit) for unit in UNITS), key=len, reverse=True))
 _BARE_UNIT = re.compile(
     rf"(?:(?:square|sq\.?|cubic)\s+)?(?:{_BARE})s?(?:\^\{{?-?\d\}}?)?"
@@ -200,7 +186,8 @@ def split_unit(expression: str) -> tuple[str, str]:
     if (found := _TEXT_UNIT.fullmatch(expression)) and (unit := _one_unit(_TEXT.sub(r"\1", found[2]))):
         return found[1], unit
     if found := re.match(
-        r"(-?[\d.,]+(?:/\d+)?|-?\\frac\s*\{\d+\}\s*\{\d+\}|-?\d+\s*\\sqrt\s*\{\d+\})(\s*)(?=[a-zA-Z°¢])", expression
+        r"(-?[\d.,]+(?:/\d+)?|-?\\frac\s*\{\d+\}\s*\{\d+\}|-?\d+\s*\\sqrt\s*\{\d+\}|-?[\d.,]*\s*\\pi)(\s*)(?=[a-zA-Z°¢])",
+        expression,
     ):
         rest = expression[found.end() :]
         if _BARE_UNIT.fullmatch(rest) and (found[2] or len(rest) > 1):
@@ -231,13 +218,7 @@ def _factor(part: str) -> str:
     found = re.fullmatch(r"(.*?)\s*(?:\^\s*\{?\s*(-?\d)\s*\}?)?", part)
     assert found is not None
     name, power = found.groups()
-    for form in (name, name.casefold(), name.casefold().removesuffix("s")):
-        if form in UNITS:
-            name = UNITS[form]
-            break
-    else:
-        name = name.casefold().removesuffix("s")
-    return name + (f"^{power}" if power else "")
+    return symbol_of(name) + (f"^{power}" if power else "")
 
 
 def is_value(expression: str) -> bool:

@@ -15,7 +15,6 @@ from fractions import Fraction
 from sandboxrl.data.errors import InputError
 from sandboxrl.data.task import Task
 from sandboxrl.envs.grading.answers.formulas import (
-    REFUTERS,
     RELATIONS,
     is_prose,
     loose_words,
@@ -27,6 +26,7 @@ from sandboxrl.envs.grading.answers.formulas import (
 )
 from sandboxrl.envs.grading.answers.numbers import another_number, parse_number
 from sandboxrl.envs.grading.answers.text import check_accepted
+from sandboxrl.envs.grading.answers.units import REFUTERS
 from sandboxrl.envs.grading.protocol import Exhausted, GraderFailed, Kind, Means
 from sandboxrl.envs.grading.protocol.replies import (
     MAX_SHORT_CHARS,
@@ -213,6 +213,16 @@ def _differ(gold: str, said: str) -> bool:
         return True  # AB = BA is not AB; y = 2x + 1 may be answered by its right side
     if _BASE.findall(gold) != _BASE.findall(said):
         return True
+    if (
+        _PAIR.fullmatch(gold)
+        and _PAIR.fullmatch(said)
+        and (gold[0] + gold[-1], said.count(","))
+        != (
+            said[0] + said[-1],
+            gold.count(","),
+        )
+    ):
+        return True  # a point is no interval, an open one is not closed
     if any(_PAIR.fullmatch(a) and _SET.search(b) for a, b in ((gold, said), (said, gold))):
         return True
     if any(RELATIONS.match(text) for text in (gold, said)):

@@ -175,10 +175,10 @@ NUMBERS = Kind(
 
 
 def near_score(task: Task, answer: str, sandbox: Sandbox | None = None) -> float:
-    gold, (said, _) = parse_number(task.gold), said_number(answer)
-    if gold is None or said is None or said[1] not in ("", gold[1]):
+    gold, (said, _) = parse_number(task.gold), said_number(answer, task.question)
+    if gold is None or said is None or said.unit not in ("", gold[1]):
         return 0.0
-    return float(abs(gold[0] - said[0]) <= _allowed(task, gold[0]))
+    return float(abs(gold[0] - said.value) <= _allowed(task, gold[0]))
 
 
 def _allowed(task: Task, gold: Fraction) -> Fraction:

@@ -4,13 +4,21 @@ best of them counts.
 """
 
 import functools
+import re
 import unicodedata
 from typing import Any
 
 from sandboxrl.data.errors import InputError
 from sandboxrl.data.task import Task
 from sandboxrl.envs.grading.protocol import Kind, has_gold
-from sandboxrl.envs.grading.protocol.replies import MAX_ANSWER_CHARS, after_phrases, spoken, undressed
+from sandboxrl.envs.grading.protocol.replies import (
+    MAX_ANSWER_CHARS,
+    after_phrases,
+    is_unfinished,
+    last_boxed,
+    spoken,
+    undressed,
+)
 from sandboxrl.envs.sandbox.protocol import Sandbox
 
 
@@ -61,14 +69,20 @@ def _rouge_tokenizer() -> Any:
     return DefaultTokenizer(use_stemmer=True)
 
 
+_PLAIN = str.maketrans("‘’“”\u2010\u2011\u2012\u2013\u2014\u2212", "''\"\"------")
+
+
 def plain(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFC", text).split()).casefold()
+    """In lower case, with single spaces, straight quotes and plain dashes."""
+    return " ".join(unicodedata.normalize("NFC", text).translate(_PLAIN).split()).casefold()
 
 
 def exact(task: Task, answer: str, sandbox: Sandbox | None = None) -> float:
     """Compared with and without what is put around an answer; the gold "..." is not the gold "?"."""
-    last = spoken(answer)
-    said = [answer, last, *after_phrases(answer[-MAX_ANSWER_CHARS:])[-1:]]
+    said = [answer, spoken(answer), *after_phrases(answer[-MAX_ANSWER_CHARS:])[-1:]]
+    if (boxed := last_boxed(answer)) and not is_unfinished(answer):
+        said.append(re.sub(r"^\\(?:text|textbf|mathrm)\s*\{([^{}]*)\}$", r"\1", boxed))
+    said += [text[1:-1] for text in said if re.fullmatch(r"\([^()]*\)|\[[^\[\]]*\]", text.strip())]
     forms = {plain(form) for text in said for form in (text, undressed(text))} - {""}
     return float(any(plain(form) in forms for gold in accepted(task) for form in (gold, undressed(gold))))
 

@@ -5,9 +5,11 @@ r"""Where the answer is in a text: boxes, "answer is", and what a model thought 
 that takes the answer back and then breaks off.
 """
 
+import json
 import re
 from collections import deque
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from sandboxrl.data.task import Task
 
@@ -17,14 +19,33 @@ MAX_SHORT_CHARS = 4_000
 """The same for letters, numbers and mathematics, of the statement that holds them."""
 MAX_STATEMENTS = 50
 """Of one text: those before the last so many are not looked at."""
+MAX_LINES = 200
+"""Of a text without a statement whose first or last line may be the answer."""
 
 _BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|(?<!\\)[{}]")
+_ASIDE = r"(?:\s*,[^,:\n]{1,30},|\s*\([^()\n]{1,40}\)|\s+(?:to|of|for)\s+(?:the|this|that)\s+\w{1,20}(?:\s+\w{1,3})?)?"
+"""The answer, "therefore," "(in km)", "to the question", is."""
+_WORD = (
+    r"(?:最终|正确)?答案(?:应该|应)?[是为选]?|答えは?|正解は?"
+    r"|\b(?:réponse|antwort|respuesta|risposta|resposta|ответ)(?=\s*:)"
+)
+"""The answer, in other languages."""
+_MARKS = r"^\#{4}[ \t]+(?!\W*(?:final\s+)?answer)|<(?:final_)?answer>"
+"""GSM8K's `#### 42`, and tags."""
+_HEADING = r"^[#*_ \t]{0,9}(?:the\s+)?(?:final\s+|correct\s+)?answers?[*_: \t]*\n\s*"
 _PHRASE = re.compile(
-    r"\b(?:answers?|choices?|options?)[\"']?\s*(?:(?:is|are|(?:should|must|would)\s+be)\b\s*:?|:|=)\s*", re.IGNORECASE
+    rf"\b(?:answers?|choices?|options?)[\"'*_]{{0,4}}{_ASIDE}\s*"
+    r"(?:(?:is|are|(?:should|must|would|will|has\s+to|have\s+to)\s+be)\b\s*:?|:|=(?!>)|[-=]>|→|\s[-\u2013\u2014]\s)\s*"
+    rf"|(?:{_WORD})\s*[:：]?\s*|{_MARKS}|{_HEADING}",
+    re.IGNORECASE | re.MULTILINE,
 )
 _LINE_PHRASE = re.compile(
-    r"(?im)^[^\w\n]{0,9}(?:(?:the|my) )?(?:final )?answer(?:(?: is)?[^\w\n:]{0,9}:\s*|[ \t]+is\b\s*)"
+    rf"^[^\w\n]{{0,9}}(?:(?:the|my) )?(?:(?:final|correct|short) )?answer{_ASIDE}"
+    r"(?:(?: is)?[^\w\n:]{0,9}:\s*|[ \t]+is\b\s*|\s(?:[-\u2013\u2014]|[-=]>|→)\s+)"
+    rf"|^(?:{_WORD})\s*[:：]?\s*|{_MARKS}|{_HEADING}",
+    re.IGNORECASE | re.MULTILINE,
 )
+_CLOSING = re.compile(r"</(?:final_)?answer>|</?s>\Z", re.IGNORECASE)
 _FENCE = re.compile(r"```[\w+-]*[ \t]*\n(.*?)\n?[ \t]*```", re.DOTALL)
 _RECONSIDERS = re.compile(
     r"\b(?:but|wait|however|actually|hmm+|let me|let's|check|verify|maybe|alternatively|hold on|suppose|no)\b", re.I
@@ -35,7 +56,23 @@ _DANGLES = re.compile(
     re.I,
 )
 
+_DRESS = (
+    ("**", "**"), ("__", "__"), ("*", "*"), ("_", "_"), ('"', '"'), ("'", "'"), ("“", "”"), ("‘", "’"), ("«", "»"),
+    ("「", "」"),
+)  # fmt: skip
+
 Span = tuple[int, int]
+
+
+class Statement(NamedTuple):
+    """A part of a text that may say the answer."""
+
+    begin: int
+    """Where it begins in the text."""
+    text: str
+    """All of it: `\\boxed{42}`, "The answer is 42, as we saw."."""
+    value: str
+    """What it says: "42", "42, as we saw."."""
 
 
 def boxes(text: str) -> list[Span]:
@@ -80,7 +117,7 @@ def phrases(text: str) -> Iterator[Span]:
 def line_from(text: str, start: int) -> str:
     """What stands from `start` to the end of its line."""
     end = text.find("\n", start)
-    return _closed(text[start : end if end >= 0 else len(text)].strip())
+    return _closed(_CLOSING.split(text[start : end if end >= 0 else len(text)])[0].strip())
 
 
 def _closed(text: str) -> str:
@@ -88,6 +125,37 @@ def _closed(text: str) -> str:
     if text.count("**") % 2 == 0:
         return text
     return text[2:].strip() if text.startswith("**") else re.sub(r"\*\*(\.?)$", r"\1", text).rstrip()
+
+
+def statements(text: str) -> list[Statement]:
+    """What may say the answer, in its order: each box, and each line behind "answer is" or the like; last, where the
+    text is a JSON object, its `answer`."""
+    found = [
+        Statement(start - len("\\boxed{"), f"\\boxed{{{text[start:end]}}}", text[start:end])
+        for start, end in boxes(text)[-MAX_STATEMENTS:]
+    ]
+    for begin, start in phrases(text):
+        value = line_from(text, start)
+        found.append(Statement(begin, text[begin:start] + value, value))
+    if (written := json_answer(text)) is not None:
+        found.append(Statement(len(text), written, written))
+    return sorted(found)
+
+
+def json_answer(text: str) -> str | None:
+    """The `answer` of a text that is one JSON object, or None."""
+    fence = last_fence(text)
+    text = (text if fence is None else fence).strip()
+    if not text.startswith("{") or len(text) > MAX_SHORT_CHARS:
+        return None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    said = [value[name] for name in ("answer", "Answer", "answers", "final_answer") if name in value]
+    if len(said) != 1 or isinstance(said[0], dict | bool) or said[0] is None:
+        return None
+    return ", ".join(map(str, said[0])) if isinstance(said[0], list) else str(said[0])
 
 
 def after_phrases(text: str) -> list[str]:
@@ -135,9 +203,11 @@ def free_text(task: Task, text: str) -> str:
 
 
 def spoken(text: str) -> str:
-    """The same, of a text without reasoning."""
+    """The same, of a text without reasoning; the `answer` of one that is a JSON object."""
+    if (written := json_answer(text)) is not None:
+        return written
     found = list(_LINE_PHRASE.finditer(text))
-    return _closed(text[found[-1].end() :].strip()) if found else text
+    return _closed(_CLOSING.split(text[found[-1].end() :])[0].strip()) if found else text
 
 
 def undressed(text: str) -> str:
@@ -145,11 +215,11 @@ def undressed(text: str) -> str:
     before = ""
     while text != before:
         before, text = text, text.strip().strip("`")
-        for left, right in (("**", "**"), ("__", "__"), ("*", "*"), ('"', '"'), ("'", "'"), ("“", "”"), ("«", "»")):
+        for left, right in _DRESS:
             inner = text[len(left) : len(text) - len(right)]
             if len(text) > len(left) + len(right) and text.startswith(left) and text.endswith(right):
                 if left not in inner and right not in inner:
                     text = inner
-        if text.endswith(".") and not text.endswith("..") and len(text) > 1:
+        if text.endswith((".", "。")) and not text.endswith("..") and len(text) > 1:
             text = text[:-1]
     return text

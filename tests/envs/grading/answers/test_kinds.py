@@ -54,7 +54,7 @@ def test_no_letter_another_letter_or_several_letters_score_zero(answer):
 @pytest.mark.parametrize(
     ("answer", "letter"),
     [("I", "I"), ("i", "I"), ("Answer: I", "I"), ("The answer is I.", "I"), ("J.", "J"), ("(J) text", "J"),
-     ("I think C", None), ("A patient ..., so J", None), ("I believe the answer is C", "C"), ("A, J", None),
+     ("I think C", None), ("A patient ..., so J", "J"), ("I believe the answer is C", "C"), ("A, J", None),
      ("The answer is I think C", "C"), ("A", "A")],
 )  # fmt: skip
 def test_the_article_and_the_pronoun_are_not_letters(answer, letter):
@@ -214,19 +214,19 @@ def test_the_answer_is_found_in_a_reply():
 def test_no_reply_takes_long_to_read(kind, piece):
     golds = {"choice": "B", "math": "1", "rouge": "a", "number": "1", "ifbench": "{}"}
     one = task(kind, golds[kind], FOUR if kind == "choice" else ())
-    before = time.monotonic()
+    before = time.process_time()
     answer = extract(one, piece * 60_000 + "x")
     if kind in ("choice", "rouge", "number"):
         score(one, answer)
-    assert time.monotonic() - before < 5
+    assert time.process_time() - before < 5
 
 
 def test_boxes_are_found_in_one_pass_whatever_the_text():
     assert last_boxed(r"\boxed{\frac{1}{2}} and \boxed{\boxed{3}} and \boxed{4") == "3"
     assert last_boxed(r"\boxed{a \} b}") == r"a \} b" and last_boxed("} \\boxed{1}") == "1" and last_boxed("{") is None
-    before = time.monotonic()
+    before = time.process_time()
     assert last_boxed("\\boxed{" * 200_000) is None
-    assert time.monotonic() - before < 5
+    assert time.process_time() - before < 5
 
 
 @pytest.mark.parametrize(
