@@ -234,7 +234,7 @@ async def train_run(recipe: Recipe, inputs: Inputs, progress: Progress, changes:
             with watch.on_signal():
                 await _start(workers, learners, step, checkpoints.folder(step), together)
                 check_weights_arrive(recipe, workers.nodes(), learners.node())
-                stopped = await _train_to_the_end(recipe, inputs, workers, learners, log)
+                stopped = await train_to_the_end(recipe, inputs, workers, learners, log)
             status = f"stopped: {stopped}" if stopped else "finished"
         finally:
             watching.cancel()
@@ -267,9 +267,7 @@ async def _start(workers: RayWorkers, learners: RayLearners, step: int, checkpoi
         await asyncio.gather(workers.start(), learners.start(step, checkpoint))
 
 
-async def _train_to_the_end(
-    recipe: Recipe, inputs: Inputs, workers: RayWorkers, learners: RayLearners, log: Log
-) -> str:
+async def train_to_the_end(recipe: Recipe, inputs: Inputs, workers: RayWorkers, learners: RayLearners, log: Log) -> str:
     """As `train`; each time a learner rank is lost, up to a limit, go on from the last checkpoint with fresh ones. The
     rollout workers stay, and what they have sampled is used."""
     beginning, hooks, num_lost = inputs.train.state(), load_hooks(recipe.hooks), 0

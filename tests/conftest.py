@@ -1,7 +1,8 @@
 """What all tests share: a Ray cluster, a small model, and how skips are told.
 
-Heavy tests run one after the other, a process per file, beside the light ones (`make test`): what those of a file share
-(the cluster, an engine) starts once, and two of them at a time would not fit into a small machine.
+Heavy tests run one after the other in one process, beside the light ones (`make test`): what they share (the cluster,
+the imports, an engine) starts once. No test starts a Ray cluster in that process, where Ray would keep traces of it: it
+joins `ray_cluster`, or it starts its own in a process of its own.
 """
 
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ray_cluster import RayCluster, running_cluster
+from tests.ray_cluster import SANDBOXES, RayCluster, running_cluster
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -32,15 +33,13 @@ def ray_cluster() -> Iterator[RayCluster]:
         yield cluster
 
 
-@pytest.fixture
-def ray_left(ray_cluster: RayCluster) -> Iterator[None]:
-    """For tests that start Ray themselves: this process is in no cluster meanwhile."""
-    import ray
+@pytest.fixture(scope="module")
+def sandbox_node(ray_cluster: RayCluster) -> Iterator[None]:
+    """A second node, the only one that offers sandboxes, for the tests of one file."""
+    from sandboxrl.rl.cluster.hosts import RESOURCE
 
-    ray.shutdown()
-    yield
-    ray.shutdown()
-    ray_cluster.join()
+    with ray_cluster.node(num_cpus=8, resources={RESOURCE: SANDBOXES}):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """The command for a GPU machine runs, with small shapes, on this one: so that it is right the first time."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -36,10 +37,11 @@ def test_what_is_written_as_a_prediction_is_what_it_says_now():
 
 @pytest.mark.heavy
 @pytest.mark.timeout(1500)
-def test_all_parts_pass_with_small_shapes(tmp_path):
+def test_all_parts_pass_with_small_shapes(tmp_path, ray_cluster):
     out = tmp_path / "gpu.json"
     command = [sys.executable, "-m", "bench.gpu", "--tiny", "--minutes", "30", "--out", str(out)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    there = os.environ | {"RAY_ADDRESS": ray_cluster.address}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=there)
     report = json.loads(out.read_text())
     outcomes = {name: one["outcome"] for name, one in report.items() if isinstance(one, dict) and "outcome" in one}
     assert outcomes == dict.fromkeys(outcomes, "pass"), done.stdout + done.stderr

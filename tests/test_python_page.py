@@ -1,6 +1,7 @@
 """docs/python.md, block by block, in one process and one namespace, as a reader would type it."""
 
 import asyncio
+import os
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 import sandboxrl
 from tests.envs.server import Server, say
+from tests.ray_cluster import RayCluster
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "python.md").read_text()
@@ -67,8 +69,8 @@ def test_the_light_blocks(url: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.heavy
-def test_the_blocks_that_train(tmp_path: Path) -> None:
-    """In a process of their own, which starts and ends a Ray cluster."""
+def test_the_blocks_that_train(tmp_path: Path, ray_cluster: RayCluster) -> None:
+    """In a process of their own, on the cluster that is there."""
     recipe = tmp_path / "small.yaml"
     recipe.write_text(
         f"extends: {ROOT}/recipes/tiny.yaml\n"
@@ -78,5 +80,7 @@ def test_the_blocks_that_train(tmp_path: Path) -> None:
     )
     blocks = [f"RECIPE = {str(recipe)!r}", *(BLOCKS[title] for title in HEAVY)]
     blocks.append('assert summary["status"] == "finished"\nassert sum(map(len, groups.values())) == 8\n')
-    done = subprocess.run([sys.executable, "-c", "\n".join(blocks)], cwd=tmp_path, capture_output=True, text=True)
+    there = os.environ | {"RAY_ADDRESS": ray_cluster.address}
+    command = [sys.executable, "-c", "\n".join(blocks)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=there)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

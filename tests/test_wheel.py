@@ -6,28 +6,19 @@ import sys
 import sysconfig
 import venv
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.rl.tiny import byte_tokenizer, save, tiny_model
-
-ROOT = Path(__file__).resolve().parents[1]
-OWN = ("data.py", "rl.py", "launch.py", "envs/__init__.py", "recipes/__init__.py")
+from tests.own_files import ROOT, copy_of_the_checkout, put_own_files
+from tests.small_run import words
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built from a copy, as building writes into its folder."""
-    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True, text=True).stdout
-    for name in filter(None, files.split("\0")):
-        if (ROOT / name).is_symlink():
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
-            (source / name).symlink_to(os.readlink(ROOT / name))
-        elif (ROOT / name).is_file():
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
-            (source / name).write_bytes((ROOT / name).read_bytes())
+    source, out = copy_of_the_checkout(tmp_path_factory.mktemp("source")), tmp_path_factory.mktemp("wheel")
     build = f"from setuptools.build_meta import build_wheel; build_wheel({str(out)!r})"
     subprocess.run([sys.executable, "-c", build], cwd=source, check=True, capture_output=True)
     [built] = out.glob("*.whl")
@@ -47,11 +38,13 @@ def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A user's folder: importing any of its files is an error."""
-    for name in OWN:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(f"raise SystemExit('the user\\'s own {name} was run')\n")
+    put_own_files(tmp_path)
     return tmp_path
+
+
+def outside() -> dict[str, str]:
+    """The environment of a user's shell, which knows nothing of this checkout."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 
 def sandboxrl(python: Path, folder: Path, *words: object) -> str:
@@ -60,7 +53,7 @@ def sandboxrl(python: Path, folder: Path, *words: object) -> str:
         cwd=folder,
         capture_output=True,
         text=True,
-        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        env=outside(),
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -85,20 +78,41 @@ def test_light_verbs_run_from_the_wheel_beside_files_of_the_same_names(python: P
     assert done.stdout.split()[0].startswith(str(python.parents[1]))
 
 
+CLUSTER = """
+import os, sys
+from sandboxrl.rl.cluster.jobs import own_cluster
+with own_cluster() as cluster:
+    cluster.add_node(num_cpus=2, resources={"second": 1}, dashboard_agent_listen_port=0)
+    print(cluster.address, os.environ["RAY_AUTH_TOKEN"], flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def two_nodes(python: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a cluster of the wheel's, started beside the user's files; the second node offers `second`."""
+    with subprocess.Popen(
+        [python, "-c", CLUSTER], cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=outside()
+    ) as running:
+        assert running.stdout is not None
+        address, token = running.stdout.readline().split()
+        monkeypatch.setenv("RAY_AUTH_TOKEN", token)
+        yield address
+        running.communicate("")
+
+
 @pytest.mark.heavy
-def test_the_wheel_trains_evaluates_shows_and_exports(python: Path, folder: Path) -> None:
-    model = save(tiny_model(vocabulary=len(byte_tokenizer())), folder / "model")
-    byte_tokenizer().save_pretrained(model)
-    small = (
-        "steps=2 groups_per_step=2 group_size=2 learner.minibatches=1 max_staleness=0 replace_uninformative=0 "
-        "limits.max_turns=2 limits.max_tokens=1024 limits.max_tokens_per_turn=16 tasks.max_prompt_tokens=1000 "
-        "tasks.eval.heldout.num_tasks=2 evaluation.every=0 checkpoint.every=1 sandbox.warm=2 engine.max_num_seqs=4"
-    )
-    sandboxrl(python, folder, "train", "tiny", "name=mine", "model.path=model", *small.split())
+def test_the_wheel_trains_evaluates_shows_and_exports(
+    python: Path, folder: Path, two_nodes: str, model_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its rollout worker, and the sandboxes of it, on a second Ray node."""
+    monkeypatch.setenv("RAY_ADDRESS", two_nodes)
+    apart = {"engine__nodes": "second", "engine__weight_backend": "tcp"}
+    sandboxrl(python, folder, "train", "tiny", *words(Path("runs"), model_folder, name="mine", **apart))
     assert (folder / "runs" / "mine" / "report.html").stat().st_size > 10_000
     sandboxrl(python, folder, "view", "runs/mine", "--out", "page.html")
     sandboxrl(python, folder, "export", "runs/mine", "--out", "exported")
     (folder / "rows.jsonl").write_text('{"id": 1, "problem": "What is 1+1?", "answer": "2"}\n')
-    words = "--benchmarks aime25 --data aime25=rows.jsonl --mode llm --repeats 1 limits.max_tokens=200 --out results"
-    sandboxrl(python, folder, "evaluate", "exported", *words.split())
+    asked = "--benchmarks aime25 --data aime25=rows.jsonl --mode llm --repeats 1 limits.max_tokens=200 --out results"
+    sandboxrl(python, folder, "evaluate", "exported", *asked.split())
     assert (folder / "results" / "summary.json").is_file()

@@ -143,8 +143,11 @@ def own_cluster() -> Iterator[Cluster]:
         "include_dashboard": True,
         "dashboard_port": None,  # the first free one
         "dashboard_agent_listen_port": 0,
-        # a job whose cluster was killed with this process waits so long for it, and holds its run folder (Ray: 60 s)
-        "_system_config": {"gcs_rpc_server_reconnect_timeout_s": 5},
+        "_system_config": {
+            # a job whose cluster was killed with this process waits so long for it, and holds its run folder (Ray: 60 s)
+            "gcs_rpc_server_reconnect_timeout_s": 5,
+            "prestart_worker_first_driver": False,  # every actor has an environment of its own
+        },
     }
     with _kept(Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster") as restore:
         cluster = Cluster(initialize_head=True, head_node_args=settings)

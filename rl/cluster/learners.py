@@ -120,10 +120,12 @@ class RayLearners:
 
     async def _start(self, version: int, checkpoint: str) -> None:
         config, code = self._recipe.learner_of_run, code_of(self._recipe)
-        self._ranks = [
-            LearnerRank.options(**self._placement.of_rank(rank)).remote(rank, config, code)
-            for rank in range(config.world_size)
-        ]
+        self.take(
+            [
+                LearnerRank.options(**self._placement.of_rank(rank)).remote(rank, config, code)
+                for rank in range(config.world_size)
+            ]
+        )
         self._where = await self._started([rank.where.remote() for rank in self._ranks])
         [address] = await self._started([self._ranks[0].address.remote()])
         recipe = self._recipe
@@ -136,6 +138,10 @@ class RayLearners:
             loading = [rank.load.remote(checkpoint) for rank in self._ranks]
             await self._all(loading, f"reading {checkpoint}", self._watch.config.save_s)
         self._version = version
+
+    def take(self, ranks: Sequence[Any]) -> None:
+        """These actors are the ranks from now on, in their order."""
+        self._ranks = list(ranks)
 
     def node(self) -> str:
         """The Ray node of rank 0, which publishes the weights."""

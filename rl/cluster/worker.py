@@ -6,13 +6,14 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import ray
 
 from sandboxrl.data.errors import one_line
 from sandboxrl.data.plugin import Code
-from sandboxrl.data.prompt.arms import Arm
+from sandboxrl.data.prompt.arms import Arm, load_arm
 from sandboxrl.data.task import Task
 from sandboxrl.envs.grading.grader import Grader, GraderConfig
 from sandboxrl.envs.policy.chat import ChatFormat, TokenPolicy, load_tokenizer
@@ -24,10 +25,12 @@ from sandboxrl.envs.tools.tool_set import ToolSet, tool_set
 from sandboxrl.envs.trajectory import Observation, Tokens, ToolCall, Trajectory, Turn
 from sandboxrl.rl.cluster.connect import end_with_raylet, whereabouts
 from sandboxrl.rl.cluster.hosts import RemoteBackend
+from sandboxrl.rl.config import Recipe
 from sandboxrl.rl.engine.config import EngineConfig
 from sandboxrl.rl.engine.vllm import VllmEngine
 from sandboxrl.rl.hub_model import local_folder
 from sandboxrl.rl.learner.stream import open_memory, receive
+from sandboxrl.rl.own_code import code_of
 
 PROBE_TIMEOUT_S = 120.0
 SHOWN = 3
@@ -100,6 +103,31 @@ class WorkerSpec:
     grader: GraderConfig | None = None
     code: Code | None = None
     """The user's own."""
+
+    @staticmethod
+    def of(recipe: Recipe, model: str) -> "WorkerSpec":
+        """That of a run. Reads the files that the recipe names, and makes paths absolute: a worker's working directory
+        may be another one."""
+        arm, template = load_arm(recipe.prompt), recipe.model.chat_template
+        return WorkerSpec(
+            model=model,
+            engine=recipe.engine_of_run,
+            sandbox=replace(recipe.sandbox, rootfs=_absolute(recipe.sandbox.rootfs)),
+            limits=recipe.limits,
+            arm=arm,
+            tool_set=recipe.tool_set,
+            tools=recipe.tools,
+            call_format=recipe.model.call_format,
+            mode=recipe.mode,
+            chat_template=template and Path(template).read_text(),
+            grader=replace(recipe.grader, ifbench=_absolute(recipe.grader.ifbench)),
+            code=code_of(recipe),
+        )
+
+
+def _absolute(path: str) -> str:
+    """Empty stays empty."""
+    return path and str(Path(path).resolve())
 
 
 @ray.remote

@@ -9,15 +9,12 @@ import contextlib
 import hashlib
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
-from dataclasses import replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
 from sandboxrl.data.errors import InputError
-from sandboxrl.data.prompt.arms import load_arm
 from sandboxrl.data.task import Task
 from sandboxrl.envs.policy.protocol import EngineLost, Sampling
 from sandboxrl.envs.trajectory import Group, StopReason, Tokens, Trajectory
@@ -26,7 +23,6 @@ from sandboxrl.rl.cluster.placement import Placement
 from sandboxrl.rl.cluster.worker import RolloutWorker, WorkerSpec
 from sandboxrl.rl.config import Recipe
 from sandboxrl.rl.engine.config import KV_CACHE, check_runs_here
-from sandboxrl.rl.own_code import code_of
 from sandboxrl.rl.reports.run_folder import Log
 from sandboxrl.rl.trainer import LearnerLost, RunFailed
 from sandboxrl.rl.watch import Stalled, Watch
@@ -58,9 +54,19 @@ class RayWorkers:
     """How long workers may take to close engine and sandboxes before they are killed: one that never started, or whose
     engine is stuck, would be waited for without an end."""
 
-    def __init__(self, recipe: Recipe, model_dir: str, log: Log, watch: Watch, placement: Placement) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        model_dir: str,
+        log: Log,
+        watch: Watch,
+        placement: Placement,
+        spawn: Callable[[int], Any] | None = None,
+    ) -> None:
+        """`spawn` starts the actor of one worker, by its number; without it, a `RolloutWorker` of the recipe."""
         self._recipe, self._model_dir, self._log, self._watch = recipe, model_dir, log, watch
         self._placement = placement
+        self._spawn = spawn or self._rollout_worker
         self._handles: list[Any] = []
         self._where: dict[Any, dict[str, Any]] = {}
         """Node and process of each worker, for its stacks."""
@@ -316,25 +322,11 @@ class RayWorkers:
         self._load[worker] += size
         return worker
 
-    def _spawn(self, worker: int) -> Any:
+    def _rollout_worker(self, worker: int) -> Any:
         recipe = self._recipe
         where, concurrency = self._placement.of_worker(worker), 4 * recipe.engine.max_num_seqs + 16
         options = RolloutWorker.options(**where, max_concurrency=concurrency)
-        spec = WorkerSpec(
-            model=self._model_dir,
-            engine=recipe.engine_of_run,
-            sandbox=replace(recipe.sandbox, rootfs=_absolute(recipe.sandbox.rootfs)),
-            limits=recipe.limits,
-            arm=load_arm(recipe.prompt),
-            tool_set=recipe.tool_set,
-            tools=recipe.tools,
-            code=code_of(recipe),
-            call_format=recipe.model.call_format,
-            mode=recipe.mode,
-            chat_template=recipe.model.chat_template and Path(recipe.model.chat_template).read_text(),
-            grader=replace(recipe.grader, ifbench=_absolute(recipe.grader.ifbench)),
-        )
-        return options.remote(spec)
+        return options.remote(WorkerSpec.of(recipe, self._model_dir))
 
     async def _start(self, handles: list[Any]) -> None:
         started = [handle.start.remote() for handle in handles]
@@ -408,8 +400,3 @@ def raised(what: str, error: RayError) -> Exception:
     """What an error of an actor is here: wrong input stays wrong input, anything else ends the run."""
     inner = getattr(error, "cause", None)
     return inner if isinstance(inner, InputError) else RunFailed(f"{what}: {cause(error)}")
-
-
-def _absolute(path: str) -> str:
-    """A worker's working directory may be another one. Empty stays empty."""
-    return path and str(Path(path).resolve())

@@ -13,28 +13,9 @@ import pytest
 import yaml
 
 from tests.ray_cluster import RayCluster
+from tests.small_run import SMALL
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = {
-    "steps": 1,
-    "groups_per_step": 2,
-    "group_size": 2,
-    "replace_uninformative": 0,
-    "max_staleness": 0,
-    "tasks.train": {"builtin": {"source": "builtin", "size": "tiny", "split": "train", "num_tasks": 20}},
-    "tasks.eval": {"validation": {"source": "builtin", "size": "tiny", "split": "validation", "num_tasks": 3}},
-    "tasks.max_prompt_tokens": 8000,
-    "limits": {"max_turns": 2, "max_tokens": 8000, "max_tokens_per_turn": 24},
-    "engine.max_model_len": 8192,
-    "engine.max_num_seqs": 8,
-    "engine.kv_cache_bytes": 64 << 20,
-    "engine.enforce_eager": True,
-    "engine.weight_backend": "tcp",  # engine and learner may be on either node of the shared cluster
-    "learner.max_tokens_per_row": 16384,
-    "sandbox.warm": 2,
-    "checkpoint.every": 1,
-    "evaluation": {"before": False, "every": 0, "after": False},
-}
 
 
 def sweep(path: Path, cluster: str = "") -> subprocess.Popen[str]:
@@ -68,7 +49,9 @@ def test_a_sweep_that_was_stopped_goes_on_and_a_broken_arm_hides_no_other(
     evaluate = f"--benchmarks aime25 --data aime25={rows} --mode both --repeats 1 limits.max_turns=2"
     evaluate += f" limits.max_tokens=2000 --arm {ROOT / 'recipes/ablations/tiny/arm.yaml'}"
     content = {"recipe": str(ROOT / "recipes/tiny.yaml"), "out": str(out), "arms": arms, "evaluate": evaluate}
-    path.write_text(yaml.safe_dump({**content, "set": {**SMALL, "model.path": model_folder}}))
+    short = {"steps": 1, "evaluation": {"before": False, "every": 0, "after": False}}
+    settings = {key: value for key, value in SMALL.items() if key != "evaluation.every"}
+    path.write_text(yaml.safe_dump({**content, "set": settings | short | {"model.path": model_folder}}))
 
     first = sweep(path)
     assert first.stdout is not None

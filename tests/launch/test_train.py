@@ -7,53 +7,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
-import ray
-from ray.util.state import list_actors
 
 from sandboxrl.data.files import read_jsonl
 from sandboxrl.launch.__main__ import main
-from sandboxrl.rl.cluster.hosts import RESOURCE
 from tests.launch.promises import check_finished
+from tests.own_files import copy_of_the_checkout, put_own_files
 from tests.ray_cluster import RayCluster
+from tests.small_run import trained, words
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = [
-    "steps=2",
-    "groups_per_step=2",
-    "group_size=2",
-    "replace_uninformative=0",
-    "max_staleness=0",
-    "tasks.train={builtin: {source: builtin, size: tiny, split: train, num_tasks: 20}}",
-    "tasks.eval={validation: {source: builtin, size: tiny, split: validation, num_tasks: 3}}",
-    "tasks.max_prompt_tokens=8000",
-    "limits.max_turns=2",
-    "limits.max_tokens=8000",
-    "limits.max_tokens_per_turn=24",
-    "engine.max_model_len=8192",
-    "engine.max_num_seqs=8",
-    "engine.dtype=float32",
-    "engine.kv_cache_bytes=67108864",
-    "engine.enforce_eager=true",
-    "engine.tensor_parallel_size=1",
-    "learner.max_tokens_per_row=16384",
-    "learner.dtype=float32",
-    "learner.world_size=1",
-    "learner.schedule=constant",  # `steps` may then change when a run goes on
-    "learner.schedule_floor=0",
-    "num_workers=1",
-    "sandbox.backend=bubblewrap",
-    "sandbox.network=none",
-    "sandbox.warm=2",
-    "checkpoint.every=1",
-    "evaluation.every=0",
-]
-
-
-TCP = "engine.weight_backend=tcp"
-"""Engines and learner may be on either node of the shared cluster."""
 
 
 @pytest.fixture(scope="module")
@@ -63,18 +27,6 @@ def docker_image() -> str:
         pytest.skip("no Docker daemon answers")
     subprocess.run([ROOT / "launch/base_image.sh"], check=True)
     return "sandboxrl/base:local"
-
-
-def settings(out: Path, model: str, *overrides: str) -> list[str]:
-    """Of a small run in `out`/run."""
-    return [*SMALL, f"model.path={model}", f"out={out}", "name=run", *overrides]
-
-
-def train(out: Path, model: str, *overrides: str, recipe: str) -> dict[str, Any]:
-    words = [sys.executable, "-m", "sandboxrl.launch", "train", recipe, *settings(out, model, *overrides)]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return json.loads((out / "run" / "summary.json").read_text())
 
 
 def on_path() -> dict[str, str]:
@@ -106,8 +58,8 @@ def left_behind(marker: str) -> list[str]:
 def test_the_4b_recipe_runs_on_the_small_model_in_docker_sandboxes(
     tmp_path: Path, model_folder: str, docker_image: str, ray_cluster: RayCluster
 ) -> None:
-    words = ["sandbox.backend=docker", f"sandbox.image={docker_image}", f"cluster={ray_cluster.address}", TCP]
-    summary = train(tmp_path, model_folder, "steps=1", *words, recipe="recipes/qwen3_4b.yaml")
+    settings = words(tmp_path, model_folder, steps=1, sandbox__backend="docker", sandbox__image=docker_image)
+    summary = trained(ray_cluster, "qwen3_4b", settings)
     assert summary["status"] == "finished" and summary["dropped"] == 0
     assert modes(tmp_path) == {"sandbox"}
     sandbox = json.loads((tmp_path / "run/sandbox.json").read_text())
@@ -118,29 +70,22 @@ def test_the_4b_recipe_runs_on_the_small_model_in_docker_sandboxes(
 def test_the_baseline_recipe_runs_on_the_small_model_without_sandboxes(
     tmp_path: Path, model_folder: str, ray_cluster: RayCluster
 ) -> None:
-    """Its engine on the nodes that were named."""
-    words = ["steps=1", f"cluster={ray_cluster.address}", TCP, f"engine.nodes={RESOURCE}"]
-    assert train(tmp_path, model_folder, *words, recipe="recipes/llm_rl.yaml")["status"] == "finished"
+    assert trained(ray_cluster, "llm_rl", words(tmp_path, model_folder, steps=1))["status"] == "finished"
     assert modes(tmp_path) == {"llm"}
-    offering = {node["NodeID"] for node in ray.nodes() if node["Resources"].get(RESOURCE)}
-    workers = list_actors(address=ray_cluster.job_server, filters=[("class_name", "=", "RolloutWorker")], limit=1000)
-    newest = max(worker.job_id for worker in workers)
-    assert {worker.node_id for worker in workers if worker.job_id == newest} == offering
 
 
 @pytest.mark.heavy
 @pytest.mark.timeout(600)
 def test_nothing_is_left_of_a_run_however_it_is_ended_and_it_goes_on(tmp_path: Path, model_folder: str) -> None:
-    """One run, ended three times, continued each time, and in the end finished, as the program that a recipe is by its
-    first line. It leaves what every run promises, and can be exported."""
+    """One run, ended twice, continued each time, and in the end finished, as the program that a recipe is by its first
+    line. It leaves what every run promises, and can be exported. SIGTERM ends it as Ctrl-C does (`test_signals.py`),
+    seen on a job of a sweep (`test_sweep_run.py`)."""
     done = 0
-    for how in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+    for how in (signal.SIGINT, signal.SIGKILL):
         done = ended_by(how, tmp_path, model_folder, after=done + 1)
-    words = [
-        "./recipes/tiny.yaml",
-        *settings(tmp_path, model_folder, f"steps={done + 1}", "checkpoint.best=validation"),
-    ]
-    last = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env=on_path())
+    best = {"checkpoint__best": "validation"}
+    command = ["./recipes/tiny.yaml", *words(tmp_path, model_folder, steps=done + 1, **best)]
+    last = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=on_path())
     assert last.returncode == 0, last.stdout[-3000:] + last.stderr[-3000:]
     check_finished(tmp_path / "run", steps=done + 1, evaluated="validation")
     exported = [tmp_path / "step", tmp_path / "best"]  # the last step is the only one that was evaluated
@@ -161,11 +106,11 @@ def ended_by(how: signal.Signals, out: Path, model: str, after: int) -> int:
     marker = f"sandboxrl-test-{os.getpid()}-{how}"
     log, metrics = out / f"out-{how}", out / "run/metrics.jsonl"
     with log.open("w") as file:
-        words = [sys.executable, "-m", "sandboxrl.launch", "train", "recipes/tiny.yaml"]
-        words += settings(out, model, "steps=50")
+        command = [sys.executable, "-m", "sandboxrl.launch", "train", "recipes/tiny.yaml"]
+        command += words(out, model, steps=50)
         environment = os.environ | {"SANDBOXRL_TEST_MARKER": marker}
         run = subprocess.Popen(
-            words, cwd=ROOT, stdout=file, stderr=file, env=environment, start_new_session=True, preexec_fn=heed_ctrl_c
+            command, cwd=ROOT, stdout=file, stderr=file, env=environment, start_new_session=True, preexec_fn=heed_ctrl_c
         )
     deadline = time.monotonic() + 180
     while not any(row["step"] >= after for row in read_jsonl(metrics)):
@@ -197,8 +142,8 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(
     tmp_path: Path, model_folder: str, overrides: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "empty.jsonl").write_text("")
-    words = [word.replace("EMPTY", str(tmp_path / "empty.jsonl")) for word in overrides]
-    assert main(["train", str(ROOT / "recipes/tiny.yaml"), *settings(tmp_path, model_folder, *words)]) == 2
+    changes = [word.replace("EMPTY", str(tmp_path / "empty.jsonl")) for word in overrides]
+    assert main(["train", "tiny", *words(tmp_path, model_folder), *changes]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1, said
     assert message.replace("EMPTY", str(tmp_path / "empty.jsonl")) in said
@@ -208,25 +153,30 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(
 def test_a_dry_run_checks_everything_and_starts_nothing(
     tmp_path: Path, model_folder: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["train", str(ROOT / "recipes/tiny.yaml"), "--dry-run", *settings(tmp_path, model_folder)]
-    assert main(words) == 0
+    command = ["train", "tiny", "--dry-run", *words(tmp_path, model_folder)]
+    assert main(command) == 0
     said = capsys.readouterr().out
     assert "2 steps of 2 tasks x 2 trajectories" in said and "nothing was started" in said
-    assert main([*words, "tasks.eval=null"]) == 0, "a run without an evaluation set"
+    assert main([*command, "tasks.eval=null"]) == 0, "a run without an evaluation set"
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.heavy
+@pytest.mark.usefixtures("sandbox_node")
 def test_the_coder_recipe_as_a_ray_job_on_two_learners_and_two_workers(
     tmp_path: Path, model_folder: str, ray_cluster: RayCluster
 ) -> None:
-    """With stale groups, and sandboxes of the nodes that offer them."""
-    words = ["ray", "job", "submit", "--address", ray_cluster.job_server, "--working-dir", ".", "--"]
-    two = ["learner.world_size=2", "num_workers=2", "max_staleness=1", "steps=3", "sandbox.remote=true", TCP]
-    words += ["recipes/qwen3_coder_30b_a3b.yaml", *settings(tmp_path, model_folder, *two)]
+    """With stale groups, and sandboxes of the node that offers them. What is sent is a checkout in which files of the
+    user's own lie that are called like the rooms; importing one is an error."""
+    checkout = copy_of_the_checkout(tmp_path / "checkout")
+    put_own_files(checkout)
+    two = {"learner__world_size": 2, "num_workers": 2, "max_staleness": 1, "steps": 3}
+    there = {"sandbox__remote": True, "engine__weight_backend": "tcp"}
+    command = ["ray", "job", "submit", "--address", ray_cluster.job_server, "--working-dir", ".", "--"]
+    command += ["recipes/qwen3_coder_30b_a3b.yaml", *words(tmp_path, model_folder, **two, **there)]
     deadline = time.monotonic() + 120
     while True:  # the job server takes a while to find its node's agent
-        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env=on_path(), timeout=240)
+        done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, env=on_path(), timeout=240)
         if "No available agent" not in done.stderr or time.monotonic() > deadline:
             break
         time.sleep(2)

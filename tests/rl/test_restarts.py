@@ -15,7 +15,7 @@ from sandboxrl.rl.cluster.learners import RayLearners
 from sandboxrl.rl.cluster.placement import Placement
 from sandboxrl.rl.learner.checkpoint import Checkpoints
 from sandboxrl.rl.reports.run_folder import Log, read_jsonl
-from sandboxrl.rl.run import _train_to_the_end
+from sandboxrl.rl.run import train_to_the_end
 from sandboxrl.rl.trainer import LearnerLost, RunFailed
 from sandboxrl.rl.watch import Watch, WatchConfig
 from tests.rl.reports.test_events import DrawingWorkers, rewards
@@ -46,7 +46,7 @@ class Mortal(CountingLearners):
 def train_all(recipe: Any, workers: DrawingWorkers, learners: Mortal) -> Log:
     log = Log(recipe, Checkpoints(recipe.run_dir).latest()[0], token_text=str)
     inputs: Any = SimpleNamespace(train=stream(), eval_sets={"set": [task(9000)]})
-    asyncio.run(_train_to_the_end(recipe, inputs, workers, learners, log))  # type: ignore[arg-type]
+    asyncio.run(train_to_the_end(recipe, inputs, workers, learners, log))  # type: ignore[arg-type]
     return log
 
 
@@ -92,11 +92,18 @@ def failed(cause: Exception) -> RayTaskError:
 
 
 class Rank:
-    """A learner rank, of which only `where` is asked: it answers, never does, or is dead."""
+    """A learner rank. Asked to update, it gives `outcome`: a value, an error, or that many seconds of waiting; asked
+    `where` it is, it answers, never does, or is dead."""
 
-    def __init__(self, state: str) -> None:
-        self.where = SimpleNamespace(remote=self._where)
-        self.state = state
+    def __init__(self, outcome: Any, state: str) -> None:
+        self.update, self.where = SimpleNamespace(remote=self._update), SimpleNamespace(remote=self._where)
+        self.outcome, self.state = outcome, state
+
+    async def _update(self, rows: Any, probe: Any) -> Any:
+        if isinstance(self.outcome, Exception):
+            raise self.outcome
+        await asyncio.sleep(self.outcome if isinstance(self.outcome, float) else 0)
+        return self.outcome
 
     async def _where(self) -> dict[str, int]:
         if self.state == "dead":
@@ -104,13 +111,6 @@ class Rank:
         if self.state == "busy":
             await asyncio.sleep(3600)
         return {}
-
-
-async def answers(value: Any) -> Any:
-    if isinstance(value, Exception):
-        raise value
-    await asyncio.sleep(value if isinstance(value, float) else 0)
-    return value
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ async def answers(value: Any) -> Any:
         ([1, failed(MemoryError("no memory"))], ["", ""], LearnerLost, "out of memory"),
         ([1, failed(ValueError("a mistake"))], ["", ""], RunFailed, "a mistake"),
         ([1, failed(InputError("a wrong model"))], ["", ""], InputError, "a wrong model"),
-        ([1, 3600.0], ["", "busy"], LearnerLost, "learner: update 7 has taken more than 0.3 s"),
+        ([1, 3600.0], ["", "busy"], LearnerLost, "learner: update 1 has taken more than 0.3 s"),
     ],
 )
 def test_what_becomes_of_a_rank_that_fails(
@@ -130,11 +130,11 @@ def test_what_becomes_of_a_rank_that_fails(
     """Dead, out of memory or over its deadline: the machine's doing. Anything else would come again."""
 
     async def ask() -> None:
-        recipe, watch = recipe_in(tmp_path), Watch(WatchConfig(), tmp_path, lambda line: None)
+        recipe, watch = recipe_in(tmp_path), Watch(WatchConfig(update_s=0.3), tmp_path, lambda line: None)
         learners = RayLearners(recipe, "", watch, Placement(recipe, gpus=False))
-        learners._ranks = [Rank(state) for state in ranks]
-        learners._watch.stacks.clear()
-        await learners._all([answers(one) for one in outcomes], "update 7", 0.3)
+        watch.stacks.clear()  # of processes, which these ranks are not
+        learners.take([Rank(outcome, state) for outcome, state in zip(outcomes, ranks, strict=True)])
+        await learners.update(SimpleNamespace(of_rank=lambda rank: [], probe=None))  # type: ignore[arg-type]
 
     with pytest.raises(expected, match=said) as told:
         asyncio.run(ask())

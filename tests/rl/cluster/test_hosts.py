@@ -18,7 +18,7 @@ from sandboxrl.data.plugin import Code, plugged
 from sandboxrl.envs.sandbox.pool import Pool
 from sandboxrl.envs.sandbox.protocol import BackendUnavailable, FileRefused, SandboxConfig, SandboxDied
 
-pytestmark = pytest.mark.heavy
+pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures("sandbox_node")]
 ray = pytest.importorskip("ray")
 
 from sandboxrl.rl.cluster.hosts import RESOURCE, RemoteBackend, SandboxHost  # noqa: E402

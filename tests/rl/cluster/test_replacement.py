@@ -35,6 +35,9 @@ class Idle:
     def __init__(self, starts: bool) -> None:
         self.starts, self.version_now = starts, -1
 
+    async def pid(self) -> int:
+        return os.getpid()
+
     async def start(self) -> dict[str, Any]:
         if not self.starts:
             os._exit(1)
@@ -53,39 +56,50 @@ class Idle:
     async def healthy(self) -> bool:
         return True
 
+    async def sleep(self) -> int:
+        return 100
+
+    async def wake(self, part: str) -> None:
+        pass
+
     async def stop(self) -> None:
         pass
 
 
-class Workers(RayWorkers):
-    """With actors that start at once; `starts` says which of them, by number, start at all."""
+class Spawner:
+    """Starts actors that are there at once; `starts` says which of them, by number, start at all."""
 
-    starts: Callable[[int], bool] = staticmethod(lambda number: True)
-    num_spawned = 0
+    def __init__(self) -> None:
+        self.num_spawned = 0
+        self.starts: Callable[[int], bool] = lambda number: True
 
-    def _spawn(self, worker: int) -> Any:
+    def __call__(self, worker: int) -> Any:
         self.num_spawned += 1
         return Idle.options(num_cpus=0, max_concurrency=100).remote(self.starts(self.num_spawned - 1))
 
 
-def living(folder: Path, work: Callable[[Workers], Awaitable[None]], **changes: float) -> Workers:
-    words = [f"watch.{key}={value}" for key, value in ({"poll_s": 0.2, "worker_silent_s": 3} | changes).items()]
-    recipe = load_recipe(ROOT / "recipes/tiny.yaml", [f"out={folder}", "name=run", "num_workers=2", *words])
-    log = Log(recipe, 0, token_text=str)
+Work = Callable[[RayWorkers, Spawner], Awaitable[None]]
+
+
+def living(folder: Path, work: Work, *words: str) -> Log:
+    """`work` with two workers, watched as those of a run are; the run's log afterwards."""
+    watched = ("watch.poll_s=0.2", "watch.worker_silent_s=3")
+    recipe = load_recipe(ROOT / "recipes/tiny.yaml", [f"out={folder}", "name=run", "num_workers=2", *watched, *words])
+    log, spawner = Log(recipe, 0, token_text=str), Spawner()
     watch = Watch(recipe.watch, recipe.run_dir, log.say)
-    workers = Workers(recipe, "", log, watch, Placement(recipe, gpus=False))
+    workers = RayWorkers(recipe, "", log, watch, Placement(recipe, gpus=False), spawner)
 
     async def live() -> None:
         watching = asyncio.create_task(watch.run())
         try:
             await workers.start()
-            await work(workers)
+            await work(workers, spawner)
         finally:
             watching.cancel()
             await workers.stop()
 
     asyncio.run(asyncio.wait_for(live(), 120))
-    return workers
+    return log
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -100,26 +114,24 @@ async def give(handles: list[Any]) -> list[tuple[int, str]]:
     return []
 
 
-def pid_of(workers: Workers, index: int) -> int:
-    return int(workers._where[workers._handles[index]]["pid"])
-
-
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
 def test_a_worker_that_dies_or_stands_still_is_replaced_and_its_trajectories_are_sampled_again(
     tmp_path: Path, how: signal.Signals
 ) -> None:
-    async def work(workers: Workers) -> None:
+    async def work(workers: RayWorkers, spawner: Spawner) -> None:
         workers.give_weights = give
-        victim = workers._handles[0]
+        victim, other = workers.members()
+        pid = await victim.pid.remote()
         sampling = asyncio.create_task(workers.sample_group(TASK, 0, 8))  # on worker 0, the least loaded
         await asyncio.sleep(0.2)
-        os.kill(pid_of(workers, 0), how)
+        os.kill(pid, how)
         assert len((await sampling).trajectories) == 8
-        assert workers._handles[0] is not victim
-        assert (await workers._handles[0].status.remote())["version"] == 7
+        fresh, same = workers.members()
+        assert fresh is not victim and same is other and spawner.num_spawned == 3
+        assert (await fresh.status.remote())["version"] == 7
 
-    workers = living(tmp_path, work)
-    assert workers.num_spawned == 3 and workers._log.step_counts["recovered/workers"] == 1
+    found = living(tmp_path, work)
+    assert found.step_counts["recovered/workers"] == 1
     log = (tmp_path / "run" / "log.txt").read_text()
     assert "rollout worker 0 is lost and replaced" in log
     if how is signal.SIGSTOP:
@@ -127,7 +139,7 @@ def test_a_worker_that_dies_or_stands_still_is_replaced_and_its_trajectories_are
 
 
 def test_who_is_being_replaced_takes_no_part_in_a_publication(tmp_path: Path) -> None:
-    async def work(workers: Workers) -> None:
+    async def work(workers: RayWorkers, spawner: Spawner) -> None:
         gate = asyncio.Event()
 
         async def slowly(handles: list[Any]) -> list[tuple[int, str]]:
@@ -135,7 +147,7 @@ def test_who_is_being_replaced_takes_no_part_in_a_publication(tmp_path: Path) ->
             return await give(handles)
 
         workers.give_weights = slowly
-        first, second = workers._handles
+        first, second = workers.members()
         workers.lose(first, "it did not take the new weights")
         await until(lambda: len(workers.members()) == 1)
         assert workers.members() == [second]
@@ -146,26 +158,46 @@ def test_who_is_being_replaced_takes_no_part_in_a_publication(tmp_path: Path) ->
     living(tmp_path, work)
 
 
+def test_all_sleep_before_the_learner_works_and_a_fresh_one_waits(tmp_path: Path) -> None:
+    """Whoever is starting is waited for; whoever would start waits until there is memory again."""
+
+    async def work(workers: RayWorkers, spawner: Spawner) -> None:
+        workers.lose(workers.members()[0], "gone")
+        await until(lambda: len(workers.members()) == 1)
+        await workers.sleep()
+        assert len(workers.members()) == 2 and spawner.num_spawned == 3
+        await workers.sleep()  # a second time does nothing
+        workers.lose(workers.members()[0], "gone too")
+        await asyncio.sleep(0.2)
+        await workers.wake("weights")
+        assert spawner.num_spawned == 3
+        await workers.wake("kv_cache")
+        await until(lambda: spawner.num_spawned == 4 and len(workers.members()) == 2)
+        await workers.wake("kv_cache")
+
+    living(tmp_path, work)
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert log.count("engines sleep") == log.count("engines sleep: 200 bytes given back") == 1
+
+
 def test_a_replacement_that_fails_is_tried_again_and_not_for_ever(tmp_path: Path) -> None:
-    async def work(workers: Workers) -> None:
-        workers.starts = lambda number: number != 2  # type: ignore[method-assign]
-        workers.lose(workers._handles[0], "gone")
-        await until(lambda: workers.num_spawned == 4 and len(workers.members()) == 2)
-        workers.starts = lambda number: False  # type: ignore[method-assign]
-        workers.lose(workers._handles[1], "gone")
-        await until(lambda: workers._failure is not None)
+    async def work(workers: RayWorkers, spawner: Spawner) -> None:
+        spawner.starts = lambda number: number != 2
+        workers.lose(workers.members()[0], "gone")
+        await until(lambda: spawner.num_spawned == 4 and len(workers.members()) == 2)
+        spawner.starts = lambda number: False
+        workers.lose(workers.members()[1], "gone")
         with pytest.raises(RunFailed, match="rollout worker 1 keeps dying"):
-            workers.members()
+            await until(lambda: workers.members() == [])
 
     living(tmp_path, work)
 
 
 def test_a_trajectory_that_outlives_every_limit_is_lost(tmp_path: Path) -> None:
-    async def work(workers: Workers) -> None:
-        workers._recipe.limits.__dict__["timeout_s"] = 0.1
+    async def work(workers: RayWorkers, spawner: Spawner) -> None:
         workers.retry_after_s = 0.01
         assert (await workers.sample_group(TASK, 0, 2)).trajectories == ()
 
-    workers = living(tmp_path, work, trajectory_grace_s=0.1)
-    assert workers._log.step_counts["dropped"] == 6
+    found = living(tmp_path, work, "limits.timeout_s=0.1", "watch.trajectory_grace_s=0.1")
+    assert found.step_counts["dropped"] == 6
     assert "has not ended within 0.2 s" in (tmp_path / "run" / "log.txt").read_text()
