@@ -275,7 +275,7 @@ async def _run(plan: Plan, *words: str) -> AsyncIterator[tuple[Recipe, RayWorker
 
 
 def part_publish(plan: Plan) -> dict[str, float]:
-    backends = ("shm", "tcp") if on_cpu() else (("ipc",) if plan.gpus < 2 else ("ipc", "nccl"))
+    backends = ("shm",) if on_cpu() else (("ipc",) if plan.gpus < 2 else ("ipc", "nccl"))  # `killed` publishes by tcp
 
     async def publish(backend: str) -> float:
         place = "together" if backend == "ipc" else "split"

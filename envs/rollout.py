@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from sandboxrl.data.errors import InputError, described
 from sandboxrl.data.prompt.arms import Arm, render
@@ -33,8 +33,7 @@ from sandboxrl.envs.sandbox.protocol import (
 )
 from sandboxrl.envs.sandbox.snapshot import Snapshot
 from sandboxrl.envs.tools.tool import ToolFailed
-from sandboxrl.envs.tools.tool_set import ToolSet
-from sandboxrl.envs.trajectory import Observation, StopReason, Trajectory, Turn
+from sandboxrl.envs.trajectory import Observation, StopReason, ToolCall, Trajectory, Turn
 
 ANSWER_BYTES = 1 << 20
 
@@ -44,6 +43,23 @@ class SandboxPool(Protocol):
 
     def sandbox(self, image: str = "") -> AbstractAsyncContextManager[Sandbox]:
         """A fresh sandbox, closed at the end. Raises SandboxDied, BackendUnavailable."""
+        ...
+
+
+class Tools(Protocol):
+    """What the policy can do: `envs.tools.ToolSet`, or anything with its face."""
+
+    @property
+    def no_call_message(self) -> str:
+        """What the model is told when a turn has no tool call."""
+        ...
+
+    def schemas(self) -> list[dict[str, Any]]:
+        """OpenAI function schemas."""
+        ...
+
+    async def run(self, call: ToolCall, sandbox: Sandbox, timeout_s: float) -> Observation:
+        """Carry out one call; a command may take `timeout_s`. Raises SandboxError, ToolFailed."""
         ...
 
 
@@ -80,7 +96,7 @@ class Environment:
     mode: str = "sandbox"
     """`sandbox` (a computer from `pool`) or `llm` (one reply, no tools)."""
     limits: RolloutLimits = field(default_factory=RolloutLimits)
-    tools: ToolSet | None = None
+    tools: Tools | None = None
     """What the policy can do in its sandbox; None: nothing (mode `llm`)."""
     pool: SandboxPool | None = None
     """Where sandboxes come from; None in mode `llm`."""
@@ -271,7 +287,7 @@ def _count_late(progress: _Progress, num_tokens: int) -> None:
 
 
 async def _act(
-    reply: Reply, tools: ToolSet, sandbox: Sandbox, timeout_s: float, deadline: float
+    reply: Reply, tools: Tools, sandbox: Sandbox, timeout_s: float, deadline: float
 ) -> tuple[Observation, ...]:
     """Run the calls of a turn in order, each answered, up to and including a finish. What is left when the time of the
     trajectory is over is not run: one reply may hold hundreds of calls."""

@@ -144,7 +144,7 @@ def own_cluster() -> Iterator[Cluster]:
         "dashboard_port": None,  # the first free one
         "dashboard_agent_listen_port": 0,
         "_system_config": {
-            # a job whose cluster was killed with this process waits so long for it, and holds its run folder (Ray: 60 s)
+            # so long a job whose cluster was killed with this process waits for it, and holds its folder (Ray: 60 s)
             "gcs_rpc_server_reconnect_timeout_s": 5,
             "prestart_worker_first_driver": False,  # every actor has an environment of its own
         },

@@ -26,7 +26,7 @@ from sandboxrl.rl.learner.batch import Batch, Row
 from sandboxrl.rl.learner.checkpoint import LEARNER
 from sandboxrl.rl.learner.config import LearnerConfig
 from sandboxrl.rl.own_code import code_of
-from sandboxrl.rl.trainer import LearnerLost, RunFailed
+from sandboxrl.rl.trainer import LearnerLost, RunFailed, Workers
 from sandboxrl.rl.watch import Stalled, Watch
 
 ALIVE_S = 10.0
@@ -120,9 +120,10 @@ class RayLearners:
 
     async def _start(self, version: int, checkpoint: str) -> None:
         config, code = self._recipe.learner_of_run, code_of(self._recipe)
+        kind: Any = LearnerRank  # what `ray.remote` made of the class
         self.take(
             [
-                LearnerRank.options(**self._placement.of_rank(rank)).remote(rank, config, code)
+                kind.options(**self._placement.of_rank(rank)).remote(rank, config, code)
                 for rank in range(config.world_size)
             ]
         )
@@ -176,7 +177,8 @@ class RayLearners:
             ranks = await self._all(asking, "its log-probabilities of the last batch", self._watch.config.update_s)
         return {place: logprobs for rank in ranks for place, logprobs in rank.items()}
 
-    async def publish(self, workers: RayWorkers, version: int) -> None:
+    async def publish(self, workers: Workers, version: int) -> None:
+        assert isinstance(workers, RayWorkers), "actors give each other the weights"
         assert version == self._version, f"the learner holds version {self._version}, not {version}"
         if self._sharing is not None:
             await self._sharing.wake(WEIGHTS)  # the KV cache later: both, and a whole tensor of ours, may be too much

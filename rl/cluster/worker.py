@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 
 from sandboxrl.data.errors import one_line
@@ -18,10 +19,10 @@ from sandboxrl.data.task import Task
 from sandboxrl.envs.grading.grader import Grader, GraderConfig
 from sandboxrl.envs.policy.chat import ChatFormat, TokenPolicy, load_tokenizer
 from sandboxrl.envs.policy.protocol import Sampling
-from sandboxrl.envs.rollout import Environment, RolloutLimits, rollout
+from sandboxrl.envs.rollout import Environment, RolloutLimits, Tools, rollout
 from sandboxrl.envs.sandbox.pool import Pool, open_backend
 from sandboxrl.envs.sandbox.protocol import Sandbox, SandboxConfig
-from sandboxrl.envs.tools.tool_set import ToolSet, tool_set
+from sandboxrl.envs.tools.tool_set import tool_set
 from sandboxrl.envs.trajectory import Observation, Tokens, ToolCall, Trajectory, Turn
 from sandboxrl.rl.cluster.connect import end_with_raylet, whereabouts
 from sandboxrl.rl.cluster.hosts import RemoteBackend
@@ -69,7 +70,7 @@ class _Doing:
 class _Followed:
     """A tool set of one trajectory, with the same face, that says which call it is at."""
 
-    def __init__(self, tools: ToolSet, doing: _Doing) -> None:
+    def __init__(self, tools: Tools, doing: _Doing) -> None:
         self._tools, self._doing = tools, doing
         self.no_call_message, self.schemas = tools.no_call_message, tools.schemas
 
@@ -200,10 +201,10 @@ class RolloutWorker:
         sampled = await self._engine.generate(prompt, num_tokens, sampling, PROBE_TIMEOUT_S, seed=0)
         num_prompt, num_sampled = len(prompt), len(sampled.ids)
         return Tokens(
-            ids=prompt + sampled.ids,
-            mask=[0] * num_prompt + [1] * num_sampled,
-            logprobs=[0.0] * num_prompt + sampled.logprobs,
-            versions=[-1] * num_prompt + sampled.versions,
+            ids=np.array(prompt + sampled.ids),
+            mask=np.array([0] * num_prompt + [1] * num_sampled),
+            logprobs=np.array([0.0] * num_prompt + sampled.logprobs),
+            versions=np.array([-1] * num_prompt + sampled.versions),
         )
 
     async def load_weights(self, info: dict[str, Any], version: int) -> None:

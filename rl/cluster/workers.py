@@ -266,7 +266,8 @@ class RayWorkers:
         try:
             await asyncio.wait({answer}, timeout=limit_s)
             if answer.done():
-                return answer.result()
+                found: Trajectory = answer.result()
+                return found
         finally:
             if not answer.done():  # nobody wants it any more: the worker must not go on with it
                 answer.cancel()
@@ -325,7 +326,8 @@ class RayWorkers:
     def _rollout_worker(self, worker: int) -> Any:
         recipe = self._recipe
         where, concurrency = self._placement.of_worker(worker), 4 * recipe.engine.max_num_seqs + 16
-        options = RolloutWorker.options(**where, max_concurrency=concurrency)
+        kind: Any = RolloutWorker  # what `ray.remote` made of the class
+        options = kind.options(**where, max_concurrency=concurrency)
         return options.remote(WorkerSpec.of(recipe, self._model_dir))
 
     async def _start(self, handles: list[Any]) -> None:

@@ -90,7 +90,8 @@ class VllmEngine:
                 await asyncio.wait({answer}, timeout=CALL_TIMEOUT_S if self._paused else ABORT_GRACE_S)
             if not answer.done():
                 self._lose(f"the engine has not answered for {ABORT_GRACE_S:.0f} s")
-            return await answer
+            found: Sampled = await answer
+            return found
         finally:
             if self._waiting.pop(request, None) is not None and not answer.done():
                 self._jobs.put(lambda: self._drop(request))

@@ -56,7 +56,8 @@ class SharedMemoryTransfer(WeightTransferEngine[SharedInit, SharedUpdate]):
             label = (file.metadata() or {}).get("label")
             if label != update_info.label:
                 raise RuntimeError(f"{update_info.path} holds {label!r}, not {update_info.label!r}")
-            self.model.load_weights((name, file.get_tensor(name)) for name in file.keys())
+            model: Any = self.model
+            model.load_weights((name, file.get_tensor(name)) for name in file.keys())
 
     def finish_weight_update(self) -> None:
         finalize_layerwise_reload(self.model, self.model_config)
@@ -76,7 +77,8 @@ def repack_cpu(model: torch.nn.Module) -> None:
     for module in model.modules():
         weight = getattr(module, "weight", None)
         if hasattr(module, "cpu_linear") and weight is not None and weight.dim() == 2 and weight.numel():
-            module.quant_method.process_weights_after_loading(module)
+            method: Any = module.quant_method
+            method.process_weights_after_loading(module)
 
 
 def drop_kv_cache(worker: Any) -> list[int]:
@@ -96,8 +98,8 @@ def restore_kv_cache(worker: Any, sizes: list[int]) -> None:
         storage.fill_(0)
 
 
-def _kv_storages(worker: Any) -> list[torch.UntypedStorage]:
-    """Each once: layers may share one."""
+def _kv_storages(worker: Any) -> list[Any]:
+    """Each `torch.UntypedStorage` once: layers may share one."""
     storages = [tensor.untyped_storage() for tensor in worker.model_runner.kv_caches]
     return list({storage._cdata: storage for storage in storages}.values())
 

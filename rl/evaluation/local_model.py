@@ -56,7 +56,8 @@ class RemoteEngine:
     async def start(self) -> None:
         """Raises EngineLost."""
         config = self._arguments[1]
-        actor = EngineActor.options(
+        kind: Any = EngineActor  # what `ray.remote` made of the class
+        actor = kind.options(
             num_cpus=0 if on_cpu() else 1,
             num_gpus=0 if on_cpu() else config.tensor_parallel_size,
             max_concurrency=4 * config.max_num_seqs + 16,
@@ -75,7 +76,8 @@ class RemoteEngine:
         actor = self._actor
         reply = actor.generate.remote(list(ids), max_tokens, sampling, timeout_s, seed)
         try:
-            return await reply
+            found: Sampled = await reply
+            return found
         except asyncio.CancelledError:
             ray.cancel(reply, recursive=False)
             raise

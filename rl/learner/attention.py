@@ -43,7 +43,8 @@ def packed_attention(
     assert attention_mask is None
     options["is_causal"] = True
     parts = zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True)
-    return torch.cat([sdpa_attention_forward(module, *part, None, **options)[0] for part in parts], dim=1), None
+    found = [sdpa_attention_forward(module, q, k, v, None, **options)[0] for q, k, v in parts]
+    return torch.cat(found, dim=1), None
 
 
 def varlen_attention(
@@ -60,8 +61,11 @@ def varlen_attention(
     """One call for the row. Shapes as in `packed_attention`; `starts`, int32 [sequences + 1], is where each begins."""
     assert attention_mask is None
     longest = max(lengths)
+    q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     out = varlen_attn(
-        *(tensor[0].transpose(0, 1) for tensor in (query, key, value)),
+        q,
+        k,
+        v,
         starts,
         starts,
         longest,

@@ -87,6 +87,11 @@ class _Sample:
     place: int = -1
     """In the batch, counted over all groups; -1: of no group."""
 
+    @property
+    def tokens(self) -> Tokens:
+        assert self.trajectory.tokens is not None, "checked before"
+        return self.trajectory.tokens
+
 
 def build_batch(
     groups: Sequence[Sequence[Trajectory]],
@@ -118,23 +123,26 @@ def build_batch(
         minibatches=tuple(minibatches),
         probe=_row([(_probe(tokens), 0.0) for tokens in probes], version) if probes else None,
         advantages=tuple(tuple(s.advantage for s in group) for group in grouped),
-        num_informative=sum(informative([one.reward for one in group]) for group in groups),
+        num_informative=sum(informative([_checked(one)[1] for one in group]) for group in groups),
         num_trajectories=len(samples),
-        num_sampled=sum(s.trajectory.tokens.num_sampled for s in samples),
+        num_sampled=sum(s.tokens.num_sampled for s in samples),
         num_trained=sum(row.trained.size for row in rows),
         num_row_tokens=sum(row.ids.size for row in rows),
     )
 
 
 def _samples(number: int, group: Sequence[Trajectory], loss: LossConfig) -> list[_Sample]:
-    for one in group:
-        _check(one)
-    group = [replace(one, tokens=_needed(one.tokens)) for one in group]
-    lengths = [one.tokens.num_sampled for one in group]
-    values = advantages([one.reward for one in group], loss.advantage, lengths)
+    checked = [_checked(one) for one in group]
+    lengths = [tokens.num_sampled for tokens, _ in checked]
+    values = advantages([reward for _, reward in checked], loss.advantage, lengths)
     return [
-        _Sample(one, number, value, 0 if loss.overlong == "mask" and one.stop.policy_fault else length)
-        for one, value, length in zip(group, values, lengths, strict=True)
+        _Sample(
+            replace(one, tokens=_needed(tokens)),
+            number,
+            value,
+            0 if loss.overlong == "mask" and one.stop.policy_fault else length,
+        )
+        for one, (tokens, _), value, length in zip(group, checked, values, lengths, strict=True)
     ]
 
 
@@ -146,7 +154,8 @@ def _needed(tokens: Tokens) -> Tokens:
     return Tokens(tokens.ids[:end], tokens.mask[:end], tokens.logprobs[:end], tokens.versions[:end])
 
 
-def _check(one: Trajectory) -> None:
+def _checked(one: Trajectory) -> tuple[Tokens, float]:
+    """Its tokens and its reward. Raises ValueError where it cannot be trained on."""
     where = f"trajectory of task {one.task_id}"
     if one.stop.machine_fault or one.reward is None or not math.isfinite(one.reward):
         raise ValueError(f"{where} has no reward ({one.stop}): machine faults are dropped before grouping")
@@ -159,11 +168,12 @@ def _check(one: Trajectory) -> None:
         raise ValueError(f"{where}: its first token is marked as sampled, but nothing predicts it")
     if not np.isfinite(tokens.logprobs).all():
         raise ValueError(f"{where}: the engine gave a log-probability that is not finite")
+    return tokens, one.reward
 
 
 def _probe(tokens: Tokens) -> _Sample:
     probe = Trajectory("probe", "probe", "llm", StopReason.ANSWERED, turns=(), reward=0.0, tokens=tokens)
-    _check(probe)
+    _checked(probe)
     return _Sample(probe, group=-1, advantage=0.0, num_tokens=0)
 
 
@@ -177,7 +187,7 @@ def _rows(
     moving: list[tuple[_Sample, float]], learner: LearnerConfig, version: int, kept_kv: bool
 ) -> tuple[tuple[Row, ...], ...]:
     """[rank][row] for one optimizer step: evenly filled rows, the heaviest ones side by side."""
-    lengths = [len(sample.trajectory.tokens.ids) for sample, _ in moving]
+    lengths = [len(sample.tokens.ids) for sample, _ in moving]
     crossover = learner.attention_crossover
     bins = pack(lengths, learner.max_tokens_per_row, learner.world_size, crossover)
     rows = [_row([moving[i] for i in members], version, kept_kv) if members else _idle_row() for members in bins]
@@ -227,7 +237,7 @@ def cost(length: int, crossover: int) -> float:
 
 
 def _row(members: list[tuple[_Sample, float]], version: int, kept_kv: bool = False) -> Row:
-    tokens = [sample.trajectory.tokens for sample, _ in members]
+    tokens = [sample.tokens for sample, _ in members]
     lengths = np.array([len(one.ids) for one in tokens], dtype=np.int64)
     trained = np.flatnonzero(np.concatenate([one.mask == 1 for one in tokens]))
     trajectory = np.repeat(np.arange(len(members)), lengths)[trained]
@@ -248,12 +258,13 @@ def _row(members: list[tuple[_Sample, float]], version: int, kept_kv: bool = Fal
 def _fresh(tokens: Tokens, version: int, kept_kv: bool) -> np.ndarray:
     """Which tokens the learner's present weights drew, and drew alone: bool [tokens]. Where an engine keeps its KV
     cache over a change of weights, what it drew later in the same turn looked at keys and values of the old ones."""
-    fresh = (tokens.versions == version) & (tokens.versions >= 0)
+    fresh: np.ndarray = (tokens.versions == version) & (tokens.versions >= 0)
     if not kept_kv:
         return fresh
     begins = np.flatnonzero(np.diff(tokens.mask, prepend=-1))  # of every run of sampled, or of other, tokens
     first = np.repeat(tokens.versions[begins], np.diff(begins, append=len(tokens.mask)))
-    return fresh & (first == version)
+    fresh &= first == version
+    return fresh
 
 
 def _idle_row() -> Row:

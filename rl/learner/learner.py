@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import ray
@@ -31,6 +31,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule
 
 from sandboxrl.data.errors import InputError, described
 from sandboxrl.rl.grpo import LossConfig, k3, token_loss
@@ -201,8 +202,8 @@ class Learner:
         difference = self._tensor((self.logprobs([probe])[0] - probe.engine)[probe.fresh]).double()
         if not difference.isfinite().all():  # no bound would catch it: nan is not above anything
             raise NotFinite(f"update {self.num_updates + 1}: log-probabilities of the probe are not finite")
-        found = {"compared": len(difference), "difference": difference.abs().sum(), "k3": k3(difference).sum()}
-        for name, value in found.items():
+        found = (("compared", len(difference)), ("difference", difference.abs().sum()), ("k3", k3(difference).sum()))
+        for name, value in found:
             sums[SUMS.index(name)] = value
         return sums, difference.abs().max()
 
@@ -210,7 +211,7 @@ class Learner:
     def logprobs(self, rows: Sequence[Row]) -> list[np.ndarray]:
         """Log-probabilities of the trained tokens of each row under the present weights, float32."""
         found = [self._forward(row).cpu().numpy() for row in rows]
-        self.policy.reshard()  # the root stays gathered after a forward pass without a backward pass
+        cast(FSDPModule, self.policy).reshard()  # the root stays gathered after a forward pass without a backward pass
         return found
 
     def learned(self) -> dict[int, np.ndarray]:
@@ -233,7 +234,7 @@ class Learner:
         found = hashlib.sha256()
         for name, tensor in self.weights():
             found.update(name.encode())
-            found.update(full(tensor).cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            found.update(full(tensor).cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return found.hexdigest()
 
     def publish(
@@ -263,7 +264,9 @@ class Learner:
         state = {"model": model, "optimizer": optimizer, "num_updates": self.num_updates}
         if self._saving_group is None:  # writing ends with a collective, which must not meet those of training
             self._saving_group = dist.new_group(backend="gloo")
-        self._saving = dcp.async_save(state, checkpoint_id=Path(folder) / LEARNER, process_group=self._saving_group)
+        saving = dcp.async_save(state, checkpoint_id=Path(folder) / LEARNER, process_group=self._saving_group)
+        assert isinstance(saving, Future)
+        self._saving = saving
 
     def is_saved(self) -> bool:
         """Whether `finish_save` would return at once."""
@@ -289,7 +292,7 @@ class Learner:
             self.policy, self.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
         )
         self.num_updates = state["num_updates"]
-        self.policy.reshard()
+        cast(FSDPModule, self.policy).reshard()
 
     def close(self) -> None:
         if self._publisher is not None:
@@ -301,12 +304,15 @@ class Learner:
         step on. None stands for "those of the forward pass itself"."""
         if self.loss.old_logprobs == "engine":
             return [[None] * len(rows) for rows in steps]
-        later = [[torch.from_numpy(x).to(self.device) for x in self.logprobs(rows)] for rows in steps[1:]]
-        return [[None] * len(rows) for rows in steps[:1]] + later
+        found: list[list[Tensor | None]] = [[None] * len(rows) for rows in steps[:1]]
+        for rows in steps[1:]:
+            found.append([torch.from_numpy(x).to(self.device) for x in self.logprobs(rows)])
+        return found
 
     def _forward(self, row: Row) -> Tensor:
         ids, positions, trained = (self._tensor(x) for x in (row.ids, row.positions, row.trained))
-        return self.policy(ids, positions, row.lengths.tolist(), trained, self.temperature)
+        logprobs: Tensor = self.policy(ids, positions, row.lengths.tolist(), trained, self.temperature)
+        return logprobs
 
     def backward(self, row: Row, old: Tensor | None, compare: bool) -> tuple[Tensor, Tensor]:
         """Add the gradient of one row. Returns its SUMS and the largest difference to the engine, float64."""

@@ -86,12 +86,16 @@ def _product(left: Tensor, right: Tensor, gpu_kernels: bool) -> Tensor:
 class Policy(nn.Module):
     """A causal language model that answers with log-probabilities. The root module that is sharded."""
 
+    language_model: Any
+    """A transformers model. To a type checker, all that a plain module holds may be a tensor."""
+
     def __init__(self, language_model: nn.Module, chunk: int, gpu_kernels: bool = False) -> None:
         """`gpu_kernels`: one attention call per row, and products that take bfloat16 and give float32. The dry run
         asks for them on a machine without a GPU, where they have shapes and no values."""
         super().__init__()
-        self.language_model, self.chunk, self.gpu_kernels = language_model, chunk, gpu_kernels
-        language_model.set_attn_implementation(VARLEN if gpu_kernels else PACKED)
+        self.language_model = language_model
+        self.chunk, self.gpu_kernels = chunk, gpu_kernels
+        self.language_model.set_attn_implementation(VARLEN if gpu_kernels else PACKED)
 
     def forward(
         self, ids: Tensor, positions: Tensor, lengths: list[int], trained: Tensor, temperature: float = 1.0
@@ -106,9 +110,9 @@ class Policy(nn.Module):
             input_ids=ids[None], position_ids=positions[None], use_cache=False, lengths=lengths, starts=starts
         ).last_hidden_state[0]
         head = self.language_model.lm_head.weight
-        return SelectedLogprobs.apply(
-            hidden[trained - 1], head, ids[trained], temperature, self.chunk, self.gpu_kernels
-        )
+        options = temperature, self.chunk, self.gpu_kernels
+        found: Tensor = SelectedLogprobs.apply(hidden[trained - 1], head, ids[trained], *options)  # type: ignore[no-untyped-call]
+        return found
 
 
 def load_policy(folder: str | Path, chunk: int, with_weights: bool = True, gpu_kernels: bool = False) -> Policy:
@@ -198,7 +202,8 @@ def _place(unit: nn.Module, device: torch.device) -> None:
     """Put what of `unit` is not sharded yet on the device, in float32, with rank 0's values on every rank. A tensor
     that two modules share stays shared."""
     placed: dict[Tensor, Tensor] = {}
-    for table in (table for module in unit.modules() for table in (module._parameters, module._buffers)):
+    tables: list[dict[str, Any]] = [kept for module in unit.modules() for kept in (module._parameters, module._buffers)]
+    for table in tables:
         for name, tensor in table.items():
             if tensor is None or isinstance(tensor, DTensor):
                 continue

@@ -91,7 +91,7 @@ class Layout:
             found, described = (name, tuple(whole.shape), whole.dtype), next(expected, None)
             if found != described:
                 raise RuntimeError(f"the learner sends {found}, but described {described}")
-            yield memoryview(whole.cpu().reshape(-1).view(torch.uint8).numpy())
+            yield whole.cpu().reshape(-1).view(torch.uint8).numpy().data
         if (missing := next(expected, None)) is not None:
             raise RuntimeError(f"the learner described {missing}, and did not send it")
 

@@ -88,7 +88,7 @@ class Ledger(TorchDispatchMode):
     """Follows the bytes of every storage: made by an operator, resized by FSDP, gone with its last tensor."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.operators: Counter[str] = Counter()
         self._live: dict[int, tuple[int, int]] = {}
         """Address of a storage -> its number and bytes."""
@@ -101,7 +101,7 @@ class Ledger(TorchDispatchMode):
         self._num_storages = 0
 
     def __enter__(self) -> "Ledger":
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         self._resize = torch.UntypedStorage.resize_
         ledger = self
 
@@ -118,7 +118,7 @@ class Ledger(TorchDispatchMode):
 
     def __exit__(self, *error: Any) -> None:
         torch.UntypedStorage.resize_ = self._resize  # type: ignore[method-assign]
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if any(issubclass(kind, DTensor) for kind in types):
@@ -221,9 +221,9 @@ def _told_at_backward(ledger: Ledger, phase: str) -> Iterator[None]:
 
     def told(self: Tensor, *args: Any, **kwargs: Any) -> None:
         ledger.begin(phase)
-        backward(self, *args, **kwargs)
+        backward(self, *args, **kwargs)  # type: ignore[no-untyped-call]
 
-    Tensor.backward = told  # type: ignore[method-assign, assignment]
+    Tensor.backward = told  # type: ignore[method-assign]
     try:
         yield
     finally:

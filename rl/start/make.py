@@ -290,7 +290,8 @@ def _train(
     progress: Callable[[str, float, str], None],
 ) -> dict[str, Any]:
     """Both stages. Returns what was measured at the end of each."""
-    matrices, others = [], []
+    matrices: list[torch.nn.Parameter] = []
+    others: list[torch.nn.Parameter] = []
     for name, parameter in model.named_parameters():
         (matrices if parameter.dim() > 1 and "embed" not in name else others).append(parameter)
     optimizers = [
@@ -350,7 +351,7 @@ def gradient(model: Any, batch: Sequence[Lesson], dtype: torch.dtype) -> float:
         )
     for parameter, *ones in zip(parameters, *gradients, strict=True):
         parameter.grad = torch.stack(ones).sum(0)
-    return sum(losses)
+    return float(sum(losses))
 
 
 @torch.no_grad()

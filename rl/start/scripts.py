@@ -112,6 +112,8 @@ class Shelf:
     ValueError.
     """
 
+    alive = True
+
     def __init__(self) -> None:
         self._memory = MemorySandbox()
         self.id = self._memory.id

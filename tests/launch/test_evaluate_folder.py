@@ -34,8 +34,8 @@ def test_a_model_folder_is_evaluated_and_continued_after_a_kill(tmp_path, model_
     ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = f"evaluate {model_folder} --benchmarks chembench --data chembench={tmp_path}/rows.jsonl --repeats 4"
-    words += " --arm compact limits.max_turns=3 limits.max_tokens=4000 --parallel 4 --keep-tokens"
-    words += f" --out {tmp_path}/out"
+    words += " --arm compact limits.max_turns=2 limits.max_tokens=4000 limits.max_tokens_per_turn=24"
+    words += f" --parallel 4 --keep-tokens --out {tmp_path}/out"
     command = [sys.executable, "-m", "sandboxrl.launch", *words.split()]
 
     process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE)
