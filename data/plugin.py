@@ -9,6 +9,9 @@ files to another machine; `digest` tells whether they are still the ones that a 
 """
 
 import ast
+import atexit
+import fcntl
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -16,6 +19,7 @@ import inspect
 import os
 import queue
 import re
+import shutil
 import sys
 import tempfile
 import threading
@@ -33,6 +37,8 @@ CALL_S = 60.0
 """What one call of a user's own function may take, where it has no limit of its own."""
 MAX_CODE_BYTES = 4 << 20
 """Of the Python files beside a user's file, together: all of them travel."""
+HOME = "sandboxrl-code-"
+"""How the temporary folders begin in which code that was sent lies."""
 _FORM = re.compile(r"(?P<where>[^:]+):(?P<name>[A-Za-z_]\w*)")
 _moved: dict[str, Path] = {}
 """File as the recipe names it -> where it lies on this machine."""
@@ -146,11 +152,45 @@ class Code:
         for where, files in self.folders.items():
             if where in _moved or Path(where).is_file():
                 continue
-            folder = Path(tempfile.mkdtemp(prefix="sandboxrl-code-"))
+            folder = _home() / hashlib.sha256(where.encode()).hexdigest()[:12]
             for name, text in files.items():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 (folder / name).write_bytes(text)
             _moved[where] = folder / Path(where).name
+
+
+@functools.cache
+def _home() -> Path:
+    """A folder for what is sent to this process. It goes when the process ends; what killed ones have left goes now."""
+    below = Path(tempfile.gettempdir())
+    for left in below.glob(f"{HOME}*"):
+        if _is_abandoned(left):
+            shutil.rmtree(left, ignore_errors=True)
+    made = Path(tempfile.mkdtemp(prefix=f".{HOME}"))
+    fcntl.flock(os.open(made, os.O_RDONLY), fcntl.LOCK_EX)  # held as long as this process lives
+    home = made.rename(below / made.name[1:])  # now others may look whether anybody holds it
+    atexit.register(_leave, home, os.getpid())
+    return home
+
+
+def _leave(home: Path, owner: int) -> None:
+    if os.getpid() == owner:  # and not a fork of it
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def _is_abandoned(folder: Path) -> bool:
+    """Whether a process of this user made it, and lives no more."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.fstat(descriptor).st_uid == os.geteuid()
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
 
 
 def _module(value: str, key: str) -> tuple[ModuleType, str]:

@@ -10,7 +10,7 @@ from sandboxrl.data.files import read_jsonl
 from sandboxrl.launch.parser import complete_recipe, configure_progress
 from sandboxrl.launch.signals import run_async
 from sandboxrl.rl.config import Recipe, find_recipe, load_recipe, save_recipe
-from sandboxrl.rl.continuing import RECIPE, go_back, held, is_finished, out_of_job, recipe_of_folder
+from sandboxrl.rl.continuing import RECIPE, out_of_job, recipe_of_folder
 from sandboxrl.rl.own_code import with_code
 from sandboxrl.rl.reports.progress import opened
 
@@ -38,24 +38,13 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("--to-step: has no effect without --replay; steps=M ends a run")
     recipe = with_code(out_of_job(recipe_named(args.recipe, args.overrides), Path.cwd()))
     with opened(args.progress) as progress:
-        if args.dry_run:
-            from sandboxrl.rl.run import prepare  # heavy: tokenizers, Ray
+        from sandboxrl.rl.run import prepare, trained  # heavy: tokenizers, Ray
 
+        if args.dry_run:
             told = prepare(recipe, progress, download=False).told(recipe)
             progress.line(f"{told}\nall of it can be used; nothing was started", {"event": "dry_run", "told": told})
             return 0
-        with held(recipe, args.fresh) as changes:
-            if args.from_step is not None:
-                go_back(recipe.run_dir, args.from_step)
-            elif is_finished(recipe):
-                done = f"{recipe.run_dir} is finished already: {recipe.run_dir}/report.html; more steps=… continue it"
-                progress.line(done)
-                return 0
-            from sandboxrl.rl.run import prepare, train_run
-
-            inputs = prepare(recipe, progress)  # all that can be wrong with the input, before anything is started
-            save_recipe(recipe, recipe.run_dir / RECIPE)
-            summary = run_async(train_run(recipe, inputs, progress, changes))
+        summary = trained(recipe, progress, args.fresh, args.from_step, run_async)
     return 0 if summary["status"].startswith(("finished", "stopped")) else 1
 
 

@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import json
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +30,7 @@ from sandboxrl.rl.cluster.placement import Placement
 from sandboxrl.rl.cluster.places import check_cluster, check_weights_arrive
 from sandboxrl.rl.cluster.workers import RayWorkers
 from sandboxrl.rl.config import Recipe, save_recipe
-from sandboxrl.rl.continuing import RECIPE, SUMMARY, Changes, held, is_finished
+from sandboxrl.rl.continuing import RECIPE, SUMMARY, Changes, go_back, held, is_finished
 from sandboxrl.rl.engine.config import on_cpu
 from sandboxrl.rl.hooks import load_hooks
 from sandboxrl.rl.hub_model import PREFIX, fetched, local_folder, portable
@@ -194,13 +194,29 @@ def train(recipe: Recipe, progress: Literal["auto", "quiet", "json"] = "quiet", 
     Signals are left to the caller. Raises InputError for anything that is wrong with the input; a run that failed says
     so in the summary's `status`.
     """
-    recipe = with_code(recipe)
-    with opened(progress) as shown, held(recipe, fresh) as changes:
-        if is_finished(recipe):
-            return read_object(recipe.run_dir / SUMMARY)
-        inputs = prepare(recipe, shown)
+    with opened(progress) as shown:
+        return trained(with_code(recipe), shown, fresh)
+
+
+def trained(
+    recipe: Recipe,
+    progress: Progress,
+    fresh: bool = False,
+    from_step: int | None = None,
+    run: Callable[[Coroutine[Any, Any, dict[str, Any]]], dict[str, Any]] = asyncio.run,
+) -> dict[str, Any]:
+    """The summary of the run of a recipe whose code is known (`with_code`), trained now or finished before. `from_step`
+    goes back to that checkpoint first. `run` runs a coroutine, as `asyncio.run` does."""
+    with held(recipe, fresh) as changes:
+        if from_step is not None:
+            go_back(recipe.run_dir, from_step)
+        elif is_finished(recipe):
+            where = recipe.run_dir
+            progress.line(f"{where} is finished already: {where}/report.html; more steps=… continue it")
+            return read_object(where / SUMMARY)
+        inputs = prepare(recipe, progress)  # all that can be wrong with the input, before anything is started
         save_recipe(recipe, recipe.run_dir / RECIPE)
-        return asyncio.run(train_run(recipe, inputs, shown, changes))
+        return run(train_run(recipe, inputs, progress, changes))
 
 
 async def train_run(recipe: Recipe, inputs: Inputs, progress: Progress, changes: Changes) -> dict[str, Any]:

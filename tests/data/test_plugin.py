@@ -1,6 +1,8 @@
 """A user's own parts: found by name, by package and by file, with their neighbours, and told apart when they change."""
 
+import os
 import pickle
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -82,12 +84,25 @@ def test_code_works_on_a_machine_that_does_not_have_the_file(tmp_path: Path) -> 
     code = Code.of([value, "f1", "statistics:fmean"])
     (tmp_path / "lab" / "part.py").unlink()
     program = (
-        "import pickle, sys; from sandboxrl.data.plugin import plugged; "
-        f"pickle.load(sys.stdin.buffer).install(); print(plugged({value!r}, {{}}, 'x')())"
+        "import os, pickle, signal, sys; from sandboxrl.data.plugin import plugged; "
+        f"pickle.load(sys.stdin.buffer).install(); print(plugged({value!r}, {{}}, 'x')(), flush=True); "
+        "signal.raise_signal(int(sys.argv[1]))"
     )
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
 
-    done = subprocess.run([sys.executable, "-c", program], input=pickle.dumps(code), capture_output=True, check=True)
-    assert done.stdout == b"sent\n"
+    def ended_by(number: int) -> list[Path]:
+        """What is left of the folder in which the code lay."""
+        command = [sys.executable, "-c", program, str(number)]
+        environment = os.environ | {"TMPDIR": str(temporary)}
+        done = subprocess.run(command, input=pickle.dumps(code), capture_output=True, env=environment)
+        assert done.stdout == b"sent\n", done.stderr
+        return list(temporary.iterdir())
+
+    (killed,) = ended_by(signal.SIGKILL)
+    (other,) = ended_by(signal.SIGKILL)
+    assert killed != other, "the next one removes what a killed one has left"
+    assert ended_by(signal.SIGCHLD) == [], "which does not end it: it ends by itself"
 
 
 def test_names_are_anchored_where_they_are_files(tmp_path: Path) -> None:
