@@ -13,7 +13,8 @@ from sandboxrl.data.errors import InputError
 from sandboxrl.data.prompt.arms import load_arm
 from sandboxrl.data.sources import ORIGINS, named_specs, origin_of, parse_spec
 from sandboxrl.launch.parser import complete_recipe
-from sandboxrl.rl.config import Recipe, find_recipe, is_carried_out, knobs, load_recipe
+from sandboxrl.rl.config import Recipe, find_recipe, load_recipe
+from sandboxrl.rl.keys import is_carried_out, knobs
 from sandboxrl.rl.sizes import report as sizes
 
 GIB = 1 << 30
@@ -198,5 +199,5 @@ def _keys() -> Table:
     told = "every key of a recipe; those with * say how a run is carried out and may change when it goes on"
     table = Table("key", "default", "what it does", title=told)
     for key, (default, text) in knobs(Recipe).items():
-        table.add_row(key + " *" * is_carried_out(key), str(default), text)
+        table.add_row(key + " *" * is_carried_out(key, Recipe), str(default), text)
     return table

@@ -16,7 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from sandboxrl.data import files
 from sandboxrl.data.errors import InputError
 from sandboxrl.data.files import read_jsonl, read_object
-from sandboxrl.rl.config import Recipe, is_carried_out, load_recipe
+from sandboxrl.rl.config import Recipe, load_recipe
+from sandboxrl.rl.keys import is_carried_out
 from sandboxrl.rl.learner.checkpoint import Checkpoints
 from sandboxrl.rl.own_code import check_code
 
@@ -53,7 +54,7 @@ def changes(recipe: Recipe) -> Changes:
     different = {key: (old.get(key), new.get(key)) for key in old.keys() | new.keys() if old.get(key) != new.get(key)}
     falls = recipe.learner.schedule != "constant" and not recipe.learner.schedule_steps  # then it falls over `steps`
     for key, (before, now) in sorted(different.items()):
-        if (not is_carried_out(key) or (falls and key == "steps")) and has_begun(recipe.run_dir):
+        if (not is_carried_out(key, Recipe) or (falls and key == "steps")) and has_begun(recipe.run_dir):
             raise InputError(f"{recipe.run_dir} was made with {key}={before}, not {now}; choose another name=…")
     return {key: both for key, both in sorted(different.items()) if key not in PLACE}
 

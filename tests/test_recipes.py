@@ -83,7 +83,7 @@ def test_extends_merges_below_the_file_and_overrides_above_it(tmp_path: Path) ->
 
 def test_every_knob_says_what_it_is() -> None:
     """`explain` and `--help` print these; a knob that nobody explains is a knob that nobody should turn."""
-    from sandboxrl.rl.config import knobs
+    from sandboxrl.rl.keys import knobs
 
     undocumented = [key for key, (_, text) in knobs(Recipe).items() if not text]
     assert not undocumented
