@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from sandboxrl.data.errors import InputError
 from sandboxrl.data.plugin import Code, plugged
 from sandboxrl.envs.sandbox.pool import Pool
 from sandboxrl.envs.sandbox.protocol import BackendUnavailable, FileRefused, SandboxConfig, SandboxDied
@@ -182,22 +181,92 @@ def test_a_cluster_without_sandboxes_says_so(ray_cluster):
         RemoteBackend.open(SandboxConfig(), resource="nowhere")
 
 
-def test_code_of_a_users_own_works_on_a_node_that_does_not_have_its_files(ray_cluster, tmp_path):
-    (tmp_path / "own.py").write_text("import helper\nasync def run(*_): return helper.WORD\nanswer = helper.WORD\n")
-    (tmp_path / "helper.py").write_text("WORD = 'sent along'\n")
-    value = f"{tmp_path}/own.py:answer"
-    code = Code.of([value])
-    shutil.rmtree(tmp_path)  # the other node never had them
+OWN = """
+import time
+import beside
+from sandboxrl import Tool
+
+def good(task, answer, sandbox): return beside.SCORE
+def raises(task, answer, sandbox): raise KeyError("no such thing")
+def hangs(task, answer, sandbox): time.sleep(600)
+def nan(task, answer, sandbox): return float("nan")
+def two(task, answer, sandbox): return 2
+def text(task, answer, sandbox): return "1"
+async def broken(sandbox, arguments, timeout_s): return 1 / 0
+tool = Tool("broken", broken)
+class NoBackend: pass
+def narrow(logprobs): return logprobs
+"""
+SAID = {
+    "good": "0.5",
+    "raises": "raised KeyError: 'no such thing'",
+    "hangs": "no score within 5 s",
+    "nan": "returned nan, which is no score",
+    "two": "returned 2, which is no score",
+    "text": "returned '1', which is no number",
+    "narrow reward": "must take (task, answer, sandbox)",
+    "tool": "ZeroDivisionError",
+    "backend": "NoBackend",
+    "loss": "must take (logprobs, old",
+    "missing": "no_such_package.rewards cannot be imported",
+}
+
+
+def test_a_users_own_parts_work_and_fail_alike_on_a_node_that_does_not_have_their_files(ray_cluster, tmp_path):
+    (tmp_path / "own.py").write_text(OWN)
+    (tmp_path / "beside.py").write_text("SCORE = 0.5\n")
+    file = f"{tmp_path}/own.py"
+    code = Code.of([f"{file}:good"])
+
+    def outcomes():
+        """What each door says, by name. Sent whole: the node has no tests."""
+        from sandboxrl.data.task import Task
+        from sandboxrl.envs.grading import Grader, GraderConfig
+        from sandboxrl.envs.policy.scripted import MemorySandbox
+        from sandboxrl.envs.sandbox.pool import open_backend
+        from sandboxrl.envs.tools.tool_set import tool_set
+        from sandboxrl.envs.trajectory import ToolCall
+        from sandboxrl.rl.grpo import find_policy_loss
+
+        async def graded(grader, *names):
+            tasks = [Task("t", "s", "q", "x", f"{file}:{name}") for name in names]
+            try:
+                grading = (grader.grade(task, "x", MemorySandbox()) for task in tasks)
+                return dict(zip(names, await asyncio.gather(*grading, return_exceptions=True), strict=True))
+            finally:
+                await grader.close()
+
+        def call_tool():
+            tools = tool_set("paper", ["finish", f"{file}:tool"])
+            asyncio.run(tools.run(ToolCall("broken", {}, "id"), MemorySandbox(), 1.0))
+
+        names = ("good", "raises", "hangs", "nan", "two", "text")
+        found = asyncio.run(graded(Grader(GraderConfig(deadline_s=5.0)), *names))
+        for name, work in {
+            "narrow reward": lambda: Grader(GraderConfig(kinds={"mine": f"{file}:narrow"})),
+            "tool": call_tool,
+            "backend": lambda: open_backend(SandboxConfig(backend=f"{file}:NoBackend")),
+            "loss": lambda: find_policy_loss(f"{file}:narrow"),
+            "missing": lambda: plugged("no_such_package.rewards:score", {}, "reward"),
+        }.items():
+            try:
+                found[name] = work()
+            except Exception as error:
+                found[name] = error
+        return {name: str(outcome) for name, outcome in found.items()}
 
     @ray.remote(resources={RESOURCE: 1})
-    def there(code, value):
+    def there(code):
         code.install()
-        return ray.get_runtime_context().get_node_id(), plugged(value, {}, "tools")
+        return ray.get_runtime_context().get_node_id(), outcomes()
 
-    node, answer = ray.get(there.remote(code, value))
-    assert answer == "sent along" and node != ray.get_runtime_context().get_node_id()
-    with pytest.raises(InputError, match="no_such_package.rewards cannot be imported"):
-        ray.get(there.remote(Code({}), "no_such_package.rewards:score"))
+    here = outcomes()
+    shutil.rmtree(tmp_path)  # the other node never had them
+    node, said = ray.get(there.remote(code))
+    assert node != ray.get_runtime_context().get_node_id()
+    for name, expected in SAID.items():
+        assert expected in here[name], here[name]
+        assert expected in said[name], said[name]
 
 
 def connections(port: int) -> list[socket.socket]:
