@@ -36,6 +36,7 @@ def test_what_is_written_as_a_prediction_is_what_it_says_now():
 
 
 @pytest.mark.heavy
+@pytest.mark.long
 @pytest.mark.timeout(1500)
 def test_all_parts_pass_with_small_shapes(tmp_path, ray_cluster):
     out = tmp_path / "gpu.json"

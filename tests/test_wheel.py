@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from sandboxrl.data.files import read_jsonl
 from tests.own_files import ROOT, copy_of_the_checkout, put_own_files
 from tests.small_run import words
 
@@ -105,14 +106,16 @@ def two_nodes(python: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> It
 def test_the_wheel_trains_evaluates_shows_and_exports(
     python: Path, folder: Path, two_nodes: str, model_folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With its rollout worker, and the sandboxes of it, on a second Ray node."""
+    """The baseline without a computer is trained, and both modes measured; the engine of training is on a second Ray node."""
     monkeypatch.setenv("RAY_ADDRESS", two_nodes)
     apart = {"engine__nodes": "second", "engine__weight_backend": "tcp"}
-    sandboxrl(python, folder, "train", "tiny", *words(Path("runs"), model_folder, name="mine", **apart))
+    sandboxrl(python, folder, "train", "llm_rl", *words(Path("runs"), model_folder, name="mine", **apart))
     assert (folder / "runs" / "mine" / "report.html").stat().st_size > 10_000
+    assert {row["mode"] for row in read_jsonl(folder / "runs/mine/trajectories/step_000001.jsonl")} == {"llm"}
     sandboxrl(python, folder, "view", "runs/mine", "--out", "page.html")
     sandboxrl(python, folder, "export", "runs/mine", "--out", "exported")
     (folder / "rows.jsonl").write_text('{"id": 1, "problem": "What is 1+1?", "answer": "2"}\n')
-    asked = "--benchmarks aime25 --data aime25=rows.jsonl --mode llm --repeats 1 limits.max_tokens=200 --out results"
+    asked = "--benchmarks aime25 --data aime25=rows.jsonl --mode both --repeats 1 --arm compact limits.max_turns=2"
+    asked += " limits.max_tokens=4000 limits.max_tokens_per_turn=24 --out results"
     sandboxrl(python, folder, "evaluate", "exported", *asked.split())
     assert (folder / "results" / "summary.json").is_file()

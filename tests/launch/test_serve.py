@@ -79,6 +79,7 @@ async def save_whole(checkpoints: Checkpoints, saver: Saver) -> None:
 
 
 @pytest.mark.heavy
+@pytest.mark.long
 def test_an_exported_run_is_served_and_measured_on_all_benchmarks(tmp_path: Path) -> None:
     """One server for all of it: it takes half a minute to start."""
     needs_bubblewrap()

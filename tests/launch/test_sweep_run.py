@@ -35,6 +35,7 @@ def processes(marker: str) -> list[str]:
 
 
 @pytest.mark.heavy
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_sweep_that_was_stopped_goes_on_and_a_broken_arm_hides_no_other(
     tmp_path: Path, model_folder: str, ray_cluster: RayCluster

@@ -67,14 +67,6 @@ def test_the_4b_recipe_runs_on_the_small_model_in_docker_sandboxes(
 
 
 @pytest.mark.heavy
-def test_the_baseline_recipe_runs_on_the_small_model_without_sandboxes(
-    tmp_path: Path, model_folder: str, ray_cluster: RayCluster
-) -> None:
-    assert trained(ray_cluster, "llm_rl", words(tmp_path, model_folder, steps=1))["status"] == "finished"
-    assert modes(tmp_path) == {"llm"}
-
-
-@pytest.mark.heavy
 @pytest.mark.timeout(600)
 def test_nothing_is_left_of_a_run_however_it_is_ended_and_it_goes_on(tmp_path: Path, model_folder: str) -> None:
     """One run, ended twice, continued each time, and in the end finished, as the program that a recipe is by its first

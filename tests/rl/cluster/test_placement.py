@@ -49,7 +49,7 @@ class Seen:
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("width", [1, 2])
+@pytest.mark.parametrize("width", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_engines_and_ranks_of_a_bundle_see_the_same_gpus(width, tmp_path, ray_cluster):
     """On GPUs that Ray is told of and that are not there."""
     count = 2 * width
@@ -105,6 +105,7 @@ def test_in_turns_on_the_same_gpus_gives_the_weights_of_gpus_of_their_own(tmp_pa
 
 
 @pytest.mark.heavy
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_in_turns_while_the_next_groups_are_frozen(tmp_path, ray_cluster):
     """At staleness 1 there are always requests in flight when the engine falls asleep. They go on afterwards, and the

@@ -480,8 +480,8 @@ def work_name(core):
 @pytest.mark.heavy
 def test_ranks_wait_for_the_one_that_reads_the_model_longer_than_for_any_other(tied):
     """No collective's time runs before the model is there."""
-    config = dataclasses.replace(FAST, world_size=2, timeout_s=10)
-    assert on_ranks(work_name, tied, config, late_s=15) == [0, 1]
+    config = dataclasses.replace(FAST, world_size=2, timeout_s=5)
+    assert on_ranks(work_name, tied, config, late_s=7) == [0, 1]
 
 
 def test_the_address_is_taken_as_soon_as_it_is_known(tied):

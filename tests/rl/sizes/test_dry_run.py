@@ -55,6 +55,7 @@ def test_they_agree_on_every_knob_that_takes_memory(config, change):
 
 
 @pytest.mark.heavy
+@pytest.mark.long
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("config, ranks", [(QWEN3_4B, 1), (QWEN3_4B, 2), (QWEN3_CODER_30B_A3B, 8)], ids=str)
 def test_they_agree_at_true_size(config, ranks):
