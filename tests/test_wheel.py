@@ -106,7 +106,7 @@ def two_nodes(python: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> It
 def test_the_wheel_trains_evaluates_shows_and_exports(
     python: Path, folder: Path, two_nodes: str, model_folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The baseline without a computer is trained, and both modes measured; the engine of training is on a second Ray node."""
+    """The baseline without a computer is trained, its engine on a second Ray node, and both modes are measured."""
     monkeypatch.setenv("RAY_ADDRESS", two_nodes)
     apart = {"engine__nodes": "second", "engine__weight_backend": "tcp"}
     sandboxrl(python, folder, "train", "llm_rl", *words(Path("runs"), model_folder, name="mine", **apart))
