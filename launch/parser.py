@@ -39,7 +39,8 @@ def complete_recipe(recipe: argparse.Action, overrides: argparse.Action, folder:
         return [file.stem for file in sorted(shipped.glob("*.yaml")) if file.stem.startswith(prefix)]
 
     def keys(prefix: str, **_: object) -> list[str]:
-        from sandboxrl.rl.config import Recipe, knobs  # not before somebody presses the key
+        from sandboxrl.rl.config import Recipe  # not before somebody presses the key
+        from sandboxrl.rl.keys import knobs
 
         return [f"{key}=" for key in knobs(Recipe) if key.startswith(prefix)]
 

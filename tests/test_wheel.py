@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ray.util.state import list_actors
 
 from sandboxrl.data.files import read_jsonl
 from tests.own_files import ROOT, copy_of_the_checkout, put_own_files
@@ -83,35 +84,39 @@ CLUSTER = """
 import os, sys
 from sandboxrl.rl.cluster.jobs import own_cluster
 with own_cluster() as cluster:
-    cluster.add_node(num_cpus=2, resources={"second": 1}, dashboard_agent_listen_port=0)
-    print(cluster.address, os.environ["RAY_AUTH_TOKEN"], flush=True)
+    second = cluster.add_node(num_cpus=2, resources={"second": 1}, dashboard_agent_listen_port=0)
+    print(cluster.address, cluster.webui_url, second.node_id, os.environ["RAY_AUTH_TOKEN"], flush=True)
     sys.stdin.read()
 """
 
 
 @pytest.fixture
-def two_nodes(python: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The address of a cluster of the wheel's, started beside the user's files; the second node offers `second`."""
+def two_nodes(python: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, str, str]]:
+    """A cluster of the wheel's, started beside the user's files: its address, that of its dashboard, and the id of its
+    second node, which offers `second`."""
     with subprocess.Popen(
         [python, "-c", CLUSTER], cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=outside()
     ) as running:
         assert running.stdout is not None
-        address, token = running.stdout.readline().split()
+        address, dashboard, second, token = running.stdout.readline().split()
         monkeypatch.setenv("RAY_AUTH_TOKEN", token)
-        yield address
+        yield address, f"http://{dashboard}", second
         running.communicate("")
 
 
 @pytest.mark.heavy
 def test_the_wheel_trains_evaluates_shows_and_exports(
-    python: Path, folder: Path, two_nodes: str, model_folder: str, monkeypatch: pytest.MonkeyPatch
+    python: Path, folder: Path, two_nodes: tuple[str, str, str], model_folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The baseline without a computer is trained, its engine on a second Ray node, and both modes are measured."""
-    monkeypatch.setenv("RAY_ADDRESS", two_nodes)
+    address, dashboard, second = two_nodes
+    monkeypatch.setenv("RAY_ADDRESS", address)
     apart = {"engine__nodes": "second", "engine__weight_backend": "tcp"}
     sandboxrl(python, folder, "train", "llm_rl", *words(Path("runs"), model_folder, name="mine", **apart))
     assert (folder / "runs" / "mine" / "report.html").stat().st_size > 10_000
     assert {row["mode"] for row in read_jsonl(folder / "runs/mine/trajectories/step_000001.jsonl")} == {"llm"}
+    workers = list_actors(address=dashboard, filters=[("class_name", "=", "RolloutWorker")])
+    assert {worker.node_id for worker in workers} == {second}
     sandboxrl(python, folder, "view", "runs/mine", "--out", "page.html")
     sandboxrl(python, folder, "export", "runs/mine", "--out", "exported")
     (folder / "rows.jsonl").write_text('{"id": 1, "problem": "What is 1+1?", "answer": "2"}\n')
