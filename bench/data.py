@@ -1,7 +1,7 @@
 """How fast general tasks are built: `python -m bench.data [--quick] --out FILE.json`.
 
 Rows in the form of the raw collection are generated (four of five are one paragraph that gets distractors, the fifth is
-a sectioned text), then built and written by `sandboxrl data build` in a process of its own. Measured: rows a second,
+a sectioned text), then built and written by `sandboxrl data build` in a process of its own. Measured: rows per second,
 peak memory of that process, and whether ten times the rows take ten times as long. No peer publishes a builder; the
 limit is reading the rows and writing as many bytes of JSON as the tasks have, in the same way, without building.
 """

@@ -4,7 +4,7 @@
 
 | measure | ours | peer |
 |---|---|---|
-| `evaluate/docker_per_min` | trajectories a minute, docker sandboxes | llm-in-sandbox 0.2.0's benchmark runner |
+| `evaluate/docker_per_min` | trajectories per minute, docker sandboxes | llm-in-sandbox 0.2.0's benchmark runner |
 | `evaluate/bubblewrap_per_min` | the same with bubblewrap | the same |
 | `evaluate/llm_per_min` | LLM mode, no sandbox | the same in its LLM mode |
 | `evaluate/resume_s` | a second run of a finished evaluation | |

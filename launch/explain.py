@@ -123,8 +123,8 @@ def facts(recipe: Recipe, gpu_gb: float | None = None) -> Iterator[tuple[str, st
     """(what, value, where it comes from) for everything that a person wants to know before the run."""
     trajectories = recipe.groups_per_step * recipe.group_size
     minibatches = recipe.learner.minibatches
-    yield "tasks a step", f"{recipe.groups_per_step}", "groups_per_step"
-    yield "trajectories a step", f"{trajectories}", "groups_per_step x group_size"
+    yield "tasks per step", f"{recipe.groups_per_step}", "groups_per_step"
+    yield "trajectories per step", f"{trajectories}", "groups_per_step x group_size"
     yield "trajectories an optimizer step", f"{trajectories / minibatches:g}", "… / learner.minibatches"
     yield "optimizer steps in all", f"{recipe.steps * minibatches}", "steps x learner.minibatches"
     yield "tasks in all, at least", f"{recipe.steps * recipe.groups_per_step}", "steps x groups_per_step"
@@ -144,8 +144,8 @@ def facts(recipe: Recipe, gpu_gb: float | None = None) -> Iterator[tuple[str, st
             f"{recipe.sandbox.backend}, network {recipe.sandbox.network}",
             "sandbox.backend, sandbox.network",
         )
-    yield "tokens a trajectory, at most", f"{recipe.limits.max_tokens:,}", "limits.max_tokens, prompt included"
-    yield "tokens a step, at most", f"{trajectories * recipe.limits.max_tokens:,}", "… x trajectories a step"
+    yield "tokens per trajectory, at most", f"{recipe.limits.max_tokens:,}", "limits.max_tokens, prompt included"
+    yield "tokens per step, at most", f"{trajectories * recipe.limits.max_tokens:,}", "… x trajectories per step"
     yield "a token weighs", _weight(recipe), "loss.aggregation"
     yield "ratio clipped to", f"[{1 - recipe.loss.clip_low:g}, {1 + recipe.loss.clip_high:g}]", _clip_note(recipe)
     yield "over-long trajectories", recipe.loss.overlong, "loss.overlong"

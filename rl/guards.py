@@ -139,7 +139,7 @@ def _of_tokens(steps: Sequence[Mapping[str, Any]], config: GuardsConfig) -> Iter
     means = _Means(steps, config.window)
     entropy = means.of(_value("entropy/sampled"))
     if entropy[-1] < (floor := config.entropy * entropy[0]):
-        told = f"the entropy of what is sampled has fallen from {entropy[0]:.3g} to {entropy[-1]:.3g} nats a token"
+        told = f"the entropy of what is sampled has fallen from {entropy[0]:.3g} to {entropy[-1]:.3g} nats per token"
         yield means.alarm("entropy", told, [value >= floor for value in entropy])
     lengths = means.of(_value("tokens/sampled"))
     if config.length and lengths[-1] > (top := config.length * lengths[0]) > 0:

@@ -64,7 +64,7 @@ def test_they_agree_at_true_size(config, ranks):
 
 
 def test_what_state_takes_by_hand():
-    """16 bytes a parameter over all ranks, and no more in the optimizer's step: fused, it copies nothing."""
+    """16 bytes per parameter over all ranks, and no more in the optimizer's step: fused, it copies nothing."""
     found, _ = both(DENSE, LearnerConfig(world_size=2), 8_192)
     shard = 4 * found.parameters / 2
     parts = found.memory.phases["optimizer"]
