@@ -3,7 +3,7 @@
     source: my_tasks.py:exam        exam(**options) -> iterator of Task
     format: my_rows.py:quiz         quiz(rows) -> iterator of Task or Context; `rows` is an iterator of dicts
 
-An InputError that is yielded in the place of a task names a row that is left out. What is raised, or is no task, ends
+Yield an InputError instead of a task for a row that is left out; it names the row. What is raised, or is no task, ends
 the source with one line.
 """
 

@@ -1,4 +1,4 @@
-"""The one way to plug a part of one's own in: a name in a table, else `package.module:object`, else `file.py:object`.
+"""The one way to plug in a part of your own: a name in a table, else `package.module:object`, else `file.py:object`.
 
     plugged("f1", REWARDS, "task.reward")                   the table's
     plugged("my_lab.rewards:f1", REWARDS, "task.reward")    of a package that is installed

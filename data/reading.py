@@ -177,7 +177,7 @@ def _parquet(file: Path, rejected: list[Rejected]) -> Iterator[tuple[str, Row]]:
 
 
 def _batch_rows(batch: Any) -> Iterator[Row | UnicodeDecodeError]:
-    """The rows of an Arrow batch; in the place of one that holds broken text, the error."""
+    """The rows of an Arrow batch; instead of one that holds broken text, the error."""
     try:
         yield from batch.to_pylist()
     except UnicodeDecodeError:

@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _exit_code(words: Sequence[str]) -> int:
-    """Run the command; whatever it raises is told in one line."""
+    """Run the command; whatever it raises becomes one line."""
     try:
         with like_ctrl_c():
             return _run(words)

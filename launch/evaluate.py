@@ -177,7 +177,7 @@ def select(args: argparse.Namespace, chosen: Chosen) -> list[Selection]:
 
 
 def in_modes(found: Selection, config: GraderConfig) -> Selection:
-    """A set of one's own with the modes in which all of its tasks can be graded. Raises InputError."""
+    """A user's own set with the modes in which all of its tasks can be graded. Raises InputError."""
     grader = Grader(config)
     every = [grader.kind(task).modes for task in found.tasks]
     modes = tuple(mode for mode in found.benchmark.modes if all(mode in one for one in every))

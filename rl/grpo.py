@@ -136,7 +136,7 @@ def informative(rewards: Sequence[float]) -> bool:
 
 def advantages(rewards: Sequence[float], estimator: str, lengths: Sequence[int] = ()) -> list[float]:
     """Advantages of one group. `rewards` and `lengths` (sampled tokens) are per trajectory; `estimator` is one of
-    ADVANTAGES or a function of one's own with the same arguments.
+    ADVANTAGES or a user's own function with the same arguments.
 
     A group without signal gets exact zeros. That includes a group of one: with nothing to compare with, its raw reward
     would be trained on as if every other trajectory had scored 0. Raises InputError for an estimator that is not there,
@@ -247,7 +247,7 @@ def token_loss(
 
     `logprobs` carries the gradient, `old` and `engine` do not; `trajectory` numbers the trajectory of each token from 0
     (whole trajectories only: gspo and importance `sequence` take sums over them). `config.policy_loss` is one of
-    POLICY_LOSSES or a function of one's own with their arguments: there `old` is what the ratio is taken against.
+    POLICY_LOSSES or a user's own function with their arguments: there `old` is what the ratio is taken against.
     Raises InputError for one that is not there, OwnCodeFailed for one that raises or gives back other shapes.
     """
     policy_loss = find_policy_loss(config.policy_loss)

@@ -4,7 +4,7 @@
     model = portable(folder)                             "hub:Qwen/Qwen3-4B-Instruct-2507@<commit>"
     local_folder(model)                                  on any node: the folder there, fetched where it is not
 
-A folder of one's own is the same on every node: its path, on a file system that they share.
+A folder of your own has the same path on every node, on a file system that they share.
 """
 
 import re

@@ -188,7 +188,7 @@ def swebench(where: str, row: Row, documents: Path | None) -> Task:
         question=_text(row, "problem_statement").replace("\r\n", "\n"),
         gold=json.dumps(swebench_gold(row), ensure_ascii=False),
         reward="tests",
-        image=str(row.get("image", row.get("docker_image", official))),  # a row of one's own may need none: ""
+        image=str(row.get("image", row.get("docker_image", official))),  # a user's own row may need none: ""
         metadata={"repository": str(row.get("repo") or ""), "commit": str(row.get("base_commit") or "")},
     )
 

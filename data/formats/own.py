@@ -19,7 +19,7 @@ _FORMULA = re.compile(r"\\(?:d?frac|sqrt|pi|boxed|infty|begin|text|cdot|times|lo
 
 
 def own(where: str, row: Row, folder: Path, shared: Mapping[str, str]) -> Context:
-    """A row of one's own: `question` and `answer`, or an ordered list `questions` of such.
+    """A user's own row: `question` and `answer`, or an ordered list `questions` of such.
 
     Other people's names of these fields are understood (`sandboxrl.data.formats.names`).
     Documents: `context` (one text), or `documents` (an object name -> text, or a list of names of files in the folder;

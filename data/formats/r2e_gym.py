@@ -1,4 +1,4 @@
-"""A row of R2E-Gym, or of one's own in its form: a repository, its tests and what each of them must say."""
+"""A row of R2E-Gym, or a user's own in its form: a repository, its tests and what each of them must say."""
 
 import json
 import re
@@ -31,7 +31,7 @@ the one commit that is checked out; the working tree stays as it is."""
 def r2e_gym(where: str, row: Row) -> Task:
     """A row of R2E-Gym: one image per task, the repository in /testbed, its tests and what each of them must say.
 
-    Rows of one's own may bring a `repository` (name -> text, put into /testbed/documents) in the place of an image, and
+    A user's own rows may bring a `repository` (name -> text, put into /testbed/documents) instead of an image, and
     name the `test_command`, the `test_log` it writes (pytest, unittest, sympy), `test_files` (path -> text), which come
     into the sandbox only when the work is over, `test_where` (a `fresh` sandbox, or the `same`), and `hidden_paths`,
     files and folders of their own image that are taken out of the sandbox until then.

@@ -4,7 +4,7 @@
 `general`   context-based tasks: the paper's published rows, or built from the raw collection and sets like it
 `math`      DAPO-Math-17k, each problem once
 `swe`       R2E-Gym: one image per task, graded by the repository's tests
-`files`     task files made by `sandboxrl data build`; or one's own questions and documents
+`files`     task files made by `sandboxrl data build`; or your own questions and documents
 
 A source is a function whose keyword parameters are its options (`**builder`: those of `BuildConfig` too). Those of
 ORIGINS read published rows, a local copy (`path`) or the Hub's at one commit (`data.hub`), and have its options too.
@@ -122,7 +122,7 @@ def math(rejected: list[Rejected], *, origin: Origin) -> Iterator[Task]:
 
 
 def swe(rejected: list[Rejected], *, origin: Origin) -> Iterator[Task]:
-    """Rows of R2E-Gym, or of one's own in its form."""
+    """Rows of R2E-Gym, or your own in its form."""
     yield from _convert(origin.rows(rejected), r2e_gym, rejected)
 
 

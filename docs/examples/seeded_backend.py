@@ -1,4 +1,4 @@
-"""A backend of one's own: bubblewrap's sandboxes, each with the files of a folder already in its /testbed.
+"""A backend of your own: bubblewrap's sandboxes, each with the files of a folder already in its /testbed.
 
 sandbox: {backend: seeded_backend.py:Seeded, options: {folder: /data/course}}
 """

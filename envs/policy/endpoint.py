@@ -53,7 +53,7 @@ class EndpointPolicy:
     """A model behind `base_url` (for example `http://localhost:8000/v1`).
 
     `extra_body` goes into every request as it is, last. `key_variable` names the environment variable with the key; the
-    default one may be missing (a server of one's own), another one may not. An answer is tried for `attempts` times,
+    default one may be missing (a server of your own), another one may not. An answer is tried for `attempts` times,
     each for `request_timeout_s` at most. One instance belongs to one event loop; `close` it there.
     """
 

@@ -1,4 +1,4 @@
-"""One tool: what the model is told of it, how a call is checked, and what it does in the sandbox.
+"""One tool: what the model learns about it, how a call is checked, and what it does in the sandbox.
 
 async def search(sandbox, arguments, timeout_s):
     found = await sandbox.exec(f"grep -rn -- {shlex.quote(arguments['word'])} .", timeout_s=timeout_s)
@@ -68,7 +68,7 @@ class Tool:
         return {"type": "function", "function": function}
 
     async def call(self, call: ToolCall, sandbox: Sandbox, timeout_s: float) -> Observation:
-        """Carry out one call. What is wrong with it is told to the model. Raises SandboxError, ToolFailed."""
+        """Carry out one call. The model is told what is wrong with it. Raises SandboxError, ToolFailed."""
         answer = Observation("", call.name, call.id)
         try:
             said = await self._run(self._checked(call), sandbox, timeout_s)

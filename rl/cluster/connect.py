@@ -1,4 +1,4 @@
-"""The Ray cluster that a run works on: the one it is told of, that of the job it runs in, or one of its own.
+"""The Ray cluster that a run works on: the one it is given, that of the job it runs in, or one of its own.
 
 A cluster of its own listens on loopback only, and ends with the process that started it, however that ends: a guard of
 ours ends its servers and agents, and an actor ends with the raylet that started it.
@@ -43,7 +43,7 @@ for process in held:
     except ProcessLookupError:
         pass
 """
-"""Waits for the end of its input, which comes when whoever started it ends, and kills the processes it was told of. It
+"""Waits for the end of its input, which comes when whoever started it ends, and kills the processes it was given. It
 holds them by descriptor, so a number that the system gives to another process means nothing to it."""
 
 

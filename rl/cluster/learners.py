@@ -157,7 +157,7 @@ class RayLearners:
             raise
 
     async def restart(self, version: int, checkpoint: str = "") -> None:
-        """Put fresh ranks in the place of all that are there."""
+        """Replace all ranks with fresh ones."""
         async with self._busy:
             await self.stop()
             await self.start(version, checkpoint)

@@ -175,7 +175,7 @@ class RolloutWorker:
         return whereabouts() | {"seconds": seconds | {"engine": time.monotonic() - started}}
 
     async def sample(self, task: Task, seed: int, sampling: Sampling) -> Trajectory:
-        """One trajectory, by `envs.rollout`. What the machine loses is told by its StopReason."""
+        """One trajectory, by `envs.rollout`. Its StopReason says what the machine lost."""
         environment, doing, number = self._environment, _Doing(task.id), next(self._numbers)
         if environment.tools is not None:
             environment = replace(environment, tools=_Followed(environment.tools, doing))

@@ -290,7 +290,7 @@ class RayWorkers:
             self._failure = error
 
     async def _replace(self, worker: int, dead: Any, error: BaseException) -> None:
-        """Put a fresh worker in the place of `dead`; whoever comes second finds it done."""
+        """Replace `dead` with a fresh worker; a second caller finds it done."""
         await self._room.wait()
         async with self._replacing[worker]:
             if self._handles[worker] is not dead:

@@ -59,7 +59,7 @@ def lost_correlation(losses: Sequence[tuple[int, float]]) -> dict[str, float]:
 
 
 def sampling_entropy(trajectories: Iterable[Trajectory]) -> float:
-    """Nats per token: the mean of -log p over sampled tokens, which estimates the entropy of what they are drawn from."""
+    """Nats per token: the mean of -log p over sampled tokens, which estimates the entropy they are drawn with."""
     logprobs = [t.tokens.logprobs[t.tokens.mask == 1] for t in trajectories if t.tokens]
     sampled = sum(len(one) for one in logprobs)
     return -sum(float(one.sum(dtype=np.float64)) for one in logprobs) / sampled if sampled else 0.0

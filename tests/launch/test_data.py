@@ -138,10 +138,10 @@ def test_wrong_words_are_one_line_and_exit_code_2(words: tuple[str, ...], messag
     assert done.stderr.count("\n") == 1 and not done.stdout
 
 
-MENDED = {"add": "return a + b", "double": "return 2 * a", "last": "return a[-1]", "negate": "return -a"}
+FIXED = {"add": "return a + b", "double": "return 2 * a", "last": "return a[-1]", "negate": "return -a"}
 
 
-def test_a_mended_repository_passes_its_hidden_tests_and_an_untouched_one_does_not() -> None:
+def test_a_fixed_repository_passes_its_hidden_tests_and_an_untouched_one_does_not() -> None:
     async def scores(task: Task, name: str) -> tuple[float, float]:
         backend = open_backend(SandboxConfig())
         grader = Grader()
@@ -152,7 +152,7 @@ def test_a_mended_repository_passes_its_hidden_tests_and_an_untouched_one_does_n
                 await box.write({f"{DOCUMENTS}/{path}": text.encode()})
                 untouched = await grader.grade(task, "done", box)
                 head, _, _ = text.rpartition("return")
-                await box.write({f"{DOCUMENTS}/{path}": (head + MENDED[name] + "\n").encode()})
+                await box.write({f"{DOCUMENTS}/{path}": (head + FIXED[name] + "\n").encode()})
                 return untouched, await grader.grade(task, "done", box)
             finally:
                 await box.close()

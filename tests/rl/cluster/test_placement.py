@@ -51,7 +51,7 @@ class Seen:
 @pytest.mark.heavy
 @pytest.mark.parametrize("width", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_engines_and_ranks_of_a_bundle_see_the_same_gpus(width, tmp_path, ray_cluster):
-    """On GPUs that Ray is told of and that are not there."""
+    """Ray is told about GPUs that are not there."""
     count = 2 * width
     split = [f"engine.tensor_parallel_size={width}", "num_workers=2", f"learner.world_size={count}"]
     more = [f"engine.tensor_parallel_size={count + 1}", "num_workers=1", f"learner.world_size={count + 1}"]
