@@ -40,7 +40,7 @@ test: .venv/.ready
 	exit $$status
 
 long: .venv/.ready
-	@$(RUN) export OMP_NUM_THREADS=1; $(PYTEST) -p no:xdist -m long $(ARGS)
+	@$(RUN) export OMP_NUM_THREADS=1; $(PYTEST) -n 2 --dist loadfile -m long $(ARGS)
 
 lint: .venv/.ready
 	@$(RUN) $(LINT)
