@@ -14,6 +14,7 @@ from ray.util.state import list_actors
 
 from sandboxrl.data.files import read_jsonl
 from tests.own_files import ROOT, copy_of_the_checkout, put_own_files
+from tests.ray_cluster import RayCluster
 from tests.small_run import words
 
 
@@ -81,25 +82,24 @@ def test_light_verbs_run_from_the_wheel_beside_files_of_the_same_names(python: P
 
 
 CLUSTER = """
-import os, sys
+import sys
 from sandboxrl.rl.cluster.jobs import own_cluster
 with own_cluster() as cluster:
     second = cluster.add_node(num_cpus=2, resources={"second": 1}, dashboard_agent_listen_port=0)
-    print(cluster.address, cluster.webui_url, second.node_id, os.environ["RAY_AUTH_TOKEN"], flush=True)
+    print(cluster.address, cluster.webui_url, second.node_id, flush=True)
     sys.stdin.read()
 """
 
 
 @pytest.fixture
-def two_nodes(python: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, str, str]]:
+def two_nodes(python: Path, folder: Path, ray_cluster: RayCluster) -> Iterator[tuple[str, str, str]]:
     """A cluster of the wheel's, started beside the user's files: its address, that of its dashboard, and the id of its
-    second node, which offers `second`."""
+    second node, which offers `second`. It has the token of `ray_cluster`: a process knows one."""
     with subprocess.Popen(
         [python, "-c", CLUSTER], cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=outside()
     ) as running:
         assert running.stdout is not None
-        address, dashboard, second, token = running.stdout.readline().split()
-        monkeypatch.setenv("RAY_AUTH_TOKEN", token)
+        address, dashboard, second = running.stdout.readline().split()
         yield address, f"http://{dashboard}", second
         running.communicate("")
 
