@@ -105,6 +105,7 @@ def two_nodes(python: Path, folder: Path, ray_cluster: RayCluster) -> Iterator[t
 
 
 @pytest.mark.heavy
+@pytest.mark.timeout(900)
 def test_the_wheel_trains_evaluates_shows_and_exports(
     python: Path, folder: Path, two_nodes: tuple[str, str, str], model_folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -154,6 +154,7 @@ def test_a_dry_run_checks_everything_and_starts_nothing(
 
 
 @pytest.mark.heavy
+@pytest.mark.timeout(600)
 @pytest.mark.usefixtures("sandbox_node")
 def test_the_coder_recipe_as_a_ray_job_on_two_learners_and_two_workers(
     tmp_path: Path, model_folder: str, ray_cluster: RayCluster
