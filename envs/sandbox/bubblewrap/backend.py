@@ -98,11 +98,14 @@ class Bubblewrap:
         return await self._fresh()
 
     async def _fresh(self) -> Box:
-        nursery = self._living_nursery()
-        before = nursery.said_bytes()
+        try:
+            nursery = self._living_nursery()
+            before = nursery.said_bytes()
+        except OSError as error:  # this machine is out of descriptors
+            raise SandboxDied(f"a sandbox did not start: {error}") from error
         try:
             return await self._start(nursery)
-        except SandboxDied as error:
+        except (SandboxDied, OSError) as error:
             raise SandboxDied(f"{error}: {nursery.said(before)}") from error
 
     async def _start(self, nursery: "_Nursery") -> Box:

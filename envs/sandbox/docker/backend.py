@@ -132,10 +132,18 @@ class Docker:
 
     async def _start(self, image: str) -> Box:
         await self._prepare()
-        identity = new_id()
-        folder = self._meeting_folder()
-        container = ""
-        listener = socket.socket(socket.AF_UNIX)
+        with contextlib.ExitStack() as stack:
+            try:
+                folder = self._meeting_folder()
+                stack.callback(shutil.rmtree, folder, ignore_errors=True)
+                listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+            except OSError as error:  # this machine is out of descriptors, or of disk
+                raise SandboxDied(f"a sandbox of {image} did not start: {error}") from error
+            return await self._met(image, folder, listener)
+
+    async def _met(self, image: str, folder: Path, listener: socket.socket) -> Box:
+        """One that meets this process at a socket in `folder`."""
+        identity, container = new_id(), ""
         try:
             listener.setblocking(False)
             listener.bind(f"{folder}/socket")
@@ -163,9 +171,6 @@ class Docker:
             if container:
                 await asyncio.shield(self._remove(container))
             raise
-        finally:
-            listener.close()
-            shutil.rmtree(folder, ignore_errors=True)
         return box
 
     def describe_limits(self) -> dict[str, str]:
