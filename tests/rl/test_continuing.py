@@ -53,10 +53,10 @@ def test_the_experiment_may_not_change_once_it_has_begun(word: str, begun: Path,
 def test_steps_are_the_experiment_where_the_learning_rate_falls_over_them(begun: Path, tmp_path: Path) -> None:
     level, falling = ["learner.schedule=constant", "learner.schedule_floor=0"], ["learner.schedule=cosine"]
     save_recipe(recipe(tmp_path, *level), begun / "recipe.yaml")
-    assert list(changes(recipe(tmp_path, *level, "steps=30"))) == ["steps"]
+    assert list(changes(recipe(tmp_path, *level, "steps=40"))) == ["steps"]
     save_recipe(recipe(tmp_path, *falling), begun / "recipe.yaml")
-    with pytest.raises(InputError, match="steps=20, not 30"):
-        changes(recipe(tmp_path, *falling, "steps=30"))
+    with pytest.raises(InputError, match="steps=30, not 40"):
+        changes(recipe(tmp_path, *falling, "steps=40"))
 
 
 def test_a_copied_folder_goes_on_under_its_new_name(begun: Path, tmp_path: Path) -> None:
