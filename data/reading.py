@@ -48,7 +48,7 @@ def read_rows(path: Path, rejected: list[Rejected], max_row_bytes: int = MAX_ROW
         elif suffix in (".csv", ".tsv"):
             yield from _csv(file, rejected, max_row_bytes, "\t" if suffix == ".tsv" else ",")
         elif suffix == ".json":
-            yield from _json(file, rejected)
+            yield from _jsonl(file, rejected, max_row_bytes) if _is_lines(file) else _json(file, rejected)
         else:
             yield from _jsonl(file, rejected, max_row_bytes)
 
@@ -119,8 +119,21 @@ def _jsonl(file: Path, rejected: list[Rejected], max_row_bytes: int) -> Iterator
             yield from _object(where, value, rejected)
 
 
+def _is_lines(file: Path) -> bool:
+    """Whether a `.json` file has an object on each of its lines, as AQuA's and others' have."""
+    with file.open("rb") as handle:
+        first, second = (handle.readline(MAX_ROW_BYTES).strip() for _ in range(2))
+    if not (first.startswith(b"{") and first.endswith(b"}") and second.startswith(b"{")):
+        return False
+    try:
+        return isinstance(parse_json(first), dict)
+    except ValueError:
+        return False
+
+
 def _json(file: Path, rejected: list[Rejected]) -> Iterator[tuple[str, Row]]:
-    """A list of objects, or an object of objects whose keys become the field `id` where there is none."""
+    """A list of objects, such a list as `data`, or an object of objects whose keys become the field `id` where there is
+    none. SQuAD's articles come as a row per question."""
     size = file.stat().st_size
     if size > MAX_JSON_BYTES:
         rejected.append(
@@ -132,6 +145,8 @@ def _json(file: Path, rejected: list[Rejected]) -> Iterator[tuple[str, Row]]:
     except ValueError as error:
         rejected.append(Rejected(str(file), one_line(error)))
         return
+    if isinstance(value, dict) and isinstance(value.get("data"), list):
+        value = [row for article in value["data"] for row in _paragraphs(article)]
     if isinstance(value, dict):
         value = [{"id": key, **row} if isinstance(row, dict) else row for key, row in value.items()]
     if not isinstance(value, list):
@@ -139,6 +154,21 @@ def _json(file: Path, rejected: list[Rejected]) -> Iterator[tuple[str, Row]]:
         return
     for number, row in enumerate(value, start=1):
         yield from _object(f"{file}:{number}", row, rejected)
+
+
+def _paragraphs(article: Any) -> list[Any]:
+    """The questions of an article of SQuAD, each with its paragraph; any other row as it is."""
+    if not isinstance(article, dict) or not isinstance(article.get("paragraphs"), list):
+        return [article]
+    parts = article["paragraphs"]
+    if not all(isinstance(part, dict) and isinstance(part.get("qas"), list) for part in parts):
+        return [article]
+    title = str(article.get("title") or "")
+    return [
+        {"title": title, "context": part.get("context"), **row} if isinstance(row, dict) else row
+        for part in parts
+        for row in part["qas"]
+    ]
 
 
 def _object(where: str, value: Any, rejected: list[Rejected]) -> Iterator[tuple[str, Row]]:

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -142,6 +143,28 @@ def test_options_become_the_rows_own_letters(tmp_path):
     published = one("medxpertqa", PUBLISHED["medxpertqa"], tmp_path)
     assert published.metadata["letters"] == "ABCDEFGHIJ"
     assert score(published, "Answer: J") == 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "stored"),
+    [
+        ("東京都の報告書.txt", "東京都の報告書.txt"),
+        ("東京都の報告書.txt", "東京都の報告書.txt".encode().decode("cp437")),
+        ("中国经济.txt", "中国经济.txt".encode().decode("cp437")),
+        ("ガイド.txt", unicodedata.normalize("NFD", "ガイド.txt")),
+        ("Étude – marché.txt", "Étude – marché.txt".encode().decode("cp437")),
+        ("Étude – marché.txt", unicodedata.normalize("NFD", "Étude – marché.txt").encode().decode("cp437")),
+        ("Bericht über Öl.txt", "Bericht über Öl.txt".encode().decode("latin-1")),
+    ],
+    ids=["CJK", "CJK in CP437", "Chinese in CP437", "kana, NFD", "accents in CP437", "NFD in CP437", "Latin-1"],
+)
+def test_documents_with_cjk_and_mangled_names_are_found(tmp_path, name, stored):
+    folder = tmp_path / "files"
+    folder.mkdir()
+    (folder / "北京.txt").write_text("another")
+    (folder / stored.replace("/", "_")).write_text("the one")
+    task = one("aa_lcr", ORIGINAL["aa_lcr"] | {"data_source_filenames": name}, tmp_path, documents=folder)
+    assert task.documents == {name: "the one"}
 
 
 def test_documents_are_found_whatever_the_form_of_their_names(tmp_path, documents):

@@ -54,3 +54,17 @@ def test_a_program_of_a_public_set_has_its_tests_as_the_gold(tmp_path: Path) -> 
         exec(gold["solution"], names)  # as the sandbox does
         exec(gold["tests"], names)
         assert task.reward == "program" and "assert f(2)" not in task.question
+
+
+def test_a_json_file_may_have_lines_or_squads_articles(tmp_path: Path) -> None:
+    row = {"question": "How?", "options": ["A)1", "B)2"], "correct": "B"}
+    (tmp_path / "lines.json").write_text(f"{json.dumps(row)}\n{json.dumps(row | {'question': 'Who?'})}\n")
+    named = {"Which is north?": "Oslo", "Which is old?": "Rome"}
+    asked: list[dict[str, Any]] = [{"question": q, "answers": [{"text": city}]} for q, city in named.items()]
+    asked.append({"question": "Is it?", "answers": [], "is_impossible": True})
+    paragraph = {"context": "Oslo and Rome.", "qas": asked}
+    squad = {"version": "v2.0", "data": [{"title": "Cities", "paragraphs": [paragraph]}]}
+    (tmp_path / "squad.json").write_text(json.dumps(squad))
+    tasks = [load_source({"source": "files", "path": str(tmp_path / name)}) for name in ("lines.json", "squad.json")]
+    assert [[task.gold for task in each] for each in tasks] == [["B", "B"], ["Oslo", "Rome"]]
+    assert all("Oslo and Rome." in "".join(task.documents.values()) for task in tasks[1])

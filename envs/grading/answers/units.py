@@ -9,7 +9,7 @@ _UNIT_WORDS = {
     "Hz": "hertz", "Pa": "pascal", "kPa": "kilopascal", "K": "kelvin", "mol": "mole", "C": "coulomb",
     "eV": "electronvolt",
     "deg": "degree °", "rad": "radian", "dollar": "dollars usd buck", "cent": "cents ¢", "euro": "euros eur €",
-    "%": "percent", "mph": "", "kph": "", "unit": "units",
+    "%": "percent pct", "mph": "", "kph": "", "unit": "units",
 }  # fmt: skip
 UNITS = {symbol: symbol for symbol in _UNIT_WORDS} | {
     word: symbol for symbol, words in _UNIT_WORDS.items() for word in words.split()
