@@ -45,8 +45,11 @@ Verdict = Callable[[dict[str, Any], list[str]], list[bool]]
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.forms", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
-    for name in ("opencompass", "medxpertqa", "lm-eval", "ugphysics"):
-        parser.add_argument(f"--{name}", type=Path, metavar="DIR", help="its checkout or unpacked package")
+    told = "its checkout, or an unpacked package"
+    parser.add_argument("--opencompass", type=Path, metavar="DIR", help=told)
+    parser.add_argument("--medxpertqa", type=Path, metavar="DIR", help=told)
+    parser.add_argument("--lm-eval", type=Path, metavar="DIR", help=told)
+    parser.add_argument("--ugphysics", type=Path, metavar="DIR", help=told)
     parser.add_argument("--only", help="one measure of these")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="each Nth form, for a slow grader")
     args = parser.parse_args()
