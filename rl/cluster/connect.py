@@ -25,6 +25,9 @@ from sandboxrl.data.errors import InputError, described
 from sandboxrl.rl.watch import answer_with_stacks, stacks_of
 
 PR_SET_PDEATHSIG = 1
+JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Ray sets it for every job."""
+GCS = "--gcs-address="
 STACKS_S = 20.0
 """How long a task on another node may take to read the stacks of an actor there."""
 
@@ -60,7 +63,7 @@ def connect(address: str) -> None:
 
 
 def _connect(address: str) -> None:
-    if address := address or os.environ.get("RAY_ADDRESS", ""):
+    if address := address or _cluster_of_job() or os.environ.get("RAY_ADDRESS", ""):
         check_reachable(address)
         try:
             ray.init(address=address, log_to_driver=False, namespace=f"sandboxrl-{os.getpid()}")
@@ -77,6 +80,19 @@ def _connect(address: str) -> None:
         _system_config={"prestart_worker_first_driver": False},  # every actor has an environment of its own
     )
     guard_descendants()
+
+
+def _cluster_of_job() -> str:
+    """HOST:PORT of the cluster whose job this process is; empty for none. What Ray gives a job as RAY_ADDRESS may be
+    another cluster of the machine where there are several, or one that is gone."""
+    pid = os.getpid() if JOB in os.environ else 0
+    while pid > 1:
+        words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+        found = [word.removeprefix(GCS) for word in words if word.startswith(GCS)]
+        if words[0].endswith("/raylet") and found:
+            return found[0]
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return ""
 
 
 def stay_on_loopback() -> None:
