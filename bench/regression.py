@@ -10,6 +10,7 @@ others round differently. Exit code 1 where anything differs.
 import argparse
 import hashlib
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 PACKAGE = "sandboxrl.launch"
+MEASURED = re.compile(r"time/|wall_s$|^sandbox/")
+"""Columns of metrics that differ from run to run."""
 SMALL = (
     "steps=3 max_staleness=0 seed=5 groups_per_step=4 group_size=4 tasks.eval.heldout.num_tasks=16 evaluation.every=0 "
     "replace_uninformative=2 sandbox.warm=8 loss.aggregation=token_mean learner.learning_rate=1e-4 "
@@ -86,7 +89,7 @@ def _run(name: str, model: Path, folder: Path) -> dict[str, Any]:
     for line in (run / "metrics.jsonl").read_text().splitlines():
         row = json.loads(line)
         kind = "evaluation" if any(key.startswith("eval/") for key in row) else "step"
-        found[f"{kind}_{row['step']}"] = {k: v for k, v in row.items() if "time/" not in k and not k.endswith("wall_s")}
+        found[f"{kind}_{row['step']}"] = {k: v for k, v in row.items() if not MEASURED.search(k)}
     for file in sorted((run / "trajectories").glob("*.jsonl")):
         rows = [json.loads(line) for line in file.read_text().splitlines()]
         found[f"tokens/{file.stem}"] = _digest(json.dumps([row["tokens"] for row in rows]).encode())

@@ -26,6 +26,8 @@ from sandboxrl.envs.sandbox.protocol import (
     DOCUMENTS,
     BackendUnavailable,
     FileRefused,
+    Measured,
+    Resources,
     Sandbox,
     SandboxEnded,
     SandboxError,
@@ -119,6 +121,7 @@ class _Progress:
     score: float | None = None
     stop: StopReason = StopReason.CANCELLED
     """Why the dialogue ended."""
+    resources: Resources | None = None
     graded: bool = False
     """Nothing more is wanted of the sandbox."""
     error: str = ""
@@ -166,6 +169,7 @@ async def rollout(
         seed=seed,
         started_s=started_s,
         wall_s=time.monotonic() - clock,
+        resources=progress.resources,
         error=progress.error,
     )
 
@@ -195,6 +199,7 @@ async def _play(
         try:
             progress.stop = await _converse(task, kind, policy, environment, sandbox, seed, progress, on_turn)
         finally:  # what was made is worth keeping, also when the engine is lost
+            progress.resources = await _resources(sandbox)
             if on_end is not None and sandbox is not None:
                 await on_end(sandbox)
         progress.answer = await _answer(task, kind, sandbox, progress.turns)
@@ -331,3 +336,13 @@ async def _answer(task: Task, kind: Kind, sandbox: Sandbox | None, turns: Sequen
         return (await sandbox.read(ANSWER, ANSWER_BYTES)).decode(errors="replace").strip()
     except FileRefused:
         return ""
+
+
+async def _resources(sandbox: Sandbox | None) -> Resources | None:
+    """What the sandbox has used; None where that is not known. That it has died is for those to say who need it."""
+    if not isinstance(sandbox, Measured):
+        return None
+    try:
+        return await sandbox.resources()
+    except SandboxError:
+        return None

@@ -20,6 +20,7 @@ import numpy as np
 
 from sandboxrl.data.errors import InputError, one_line
 from sandboxrl.data.task import Task
+from sandboxrl.envs.sandbox.protocol import Resources
 
 
 class StopReason(enum.StrEnum):
@@ -154,6 +155,8 @@ class Trajectory:
     started_s: float = 0.0
     """Unix time."""
     wall_s: float = 0.0
+    resources: Resources | None = None
+    """What its sandbox had used when the dialogue ended; None without a sandbox, or where its backend does not tell."""
     error: str = ""
     """One line about a machine fault, how the policy ended its sandbox, or how closing that failed."""
     metadata: dict[str, Any] = field(default_factory=dict)
@@ -174,7 +177,8 @@ class Trajectory:
         """Plain JSON values; `from_dict` is its inverse."""
         row = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         turns = tuple(dataclasses.asdict(turn) for turn in self.turns)
-        return row | {"turns": turns, "tokens": self.tokens.to_lists() if self.tokens else None}
+        used = dataclasses.asdict(self.resources) if self.resources else None
+        return row | {"turns": turns, "tokens": self.tokens.to_lists() if self.tokens else None, "resources": used}
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> tuple["Trajectory", dict[str, Any]]:
@@ -200,6 +204,7 @@ class Trajectory:
             for turn in row["turns"]
         )
         row["tokens"] = Tokens(**row["tokens"]) if row.get("tokens") else None
+        row["resources"] = Resources(**row["resources"]) if row.get("resources") else None
         return cls(**row)
 
 

@@ -20,9 +20,13 @@ _HOMES = {
     "envs.sandbox": (
         "Backend",
         "ExecResult",
+        "FilePart",
         "FileRefused",
         "Limits",
+        "Measured",
+        "Parts",
         "Pool",
+        "Resources",
         "Sandbox",
         "SandboxConfig",
         "SandboxDied",

@@ -12,11 +12,12 @@ from pathlib import Path
 
 from sandboxrl.data.errors import InputError
 from sandboxrl.data.task import safe_name
-from sandboxrl.envs.sandbox.protocol import FileRefused, Sandbox, SandboxError
+from sandboxrl.envs.sandbox.carry import stream
+from sandboxrl.envs.sandbox.protocol import FilePart, FileRefused, Parts, Sandbox, SandboxError
 
 INPUT, OUTPUT = "/testbed/input", "/testbed/output"
 MAX_FILE_BYTES = 64 << 20
-"""What one read of a sandbox gives at most."""
+"""What one read of a sandbox gives at most; for those that cannot give parts of a file."""
 MAX_FILES = 10_000
 MAX_NAME, MAX_DEPTH = 3000, 100
 LIST_BYTES = 8 << 20
@@ -78,7 +79,7 @@ async def collect(sandbox: Sandbox, out: Path, max_bytes: int = 1 << 30) -> Coll
             if f"{OUTPUT}/{name}" in KEPT_OPEN:
                 continue
             left = max_bytes - sum(size for _, size in found.files)
-            why = _why_not(kind, name) or await _copy(sandbox, name, out, min(MAX_FILE_BYTES, left), found)
+            why = _why_not(kind, name) or await _copy(sandbox, name, out, left, found)
             if why:
                 found.left_out.append((name[:MAX_NAME], why))
     except SandboxError as error:
@@ -98,19 +99,30 @@ def _why_not(kind: bytes, name: str) -> str:
 async def _copy(sandbox: Sandbox, name: str, out: Path, max_bytes: int, found: Collected) -> str:
     """Copy one file; why that could not be, or empty. Raises SandboxError, OSError."""
     try:
-        data = await sandbox.read(f"{OUTPUT}/{name}", max_bytes)
-        _write_new(out, name, data)
+        size = await _write_new(sandbox, f"{OUTPUT}/{name}", out / name, max_bytes)
     except OSError as error:  # a FileRefused is one
         if not isinstance(error, FileRefused) and error.errno not in OF_THE_NAME:
             raise
         return error.strerror or str(error)
-    found.files.append((name, len(data)))
+    found.files.append((name, size))
     return ""
 
 
-def _write_new(out: Path, name: str, data: bytes) -> None:
-    """A new plain file without execute permission; nothing that is there is replaced or followed."""
-    path = out / name
+async def _write_new(sandbox: Sandbox, source: str, path: Path, max_bytes: int) -> int:
+    """A new plain file without execute permission, and its size; nothing that is there is replaced or followed."""
+    if isinstance(sandbox, Parts):
+        parts = stream(sandbox, source, max_bytes)
+        first = await anext(parts)
+    else:
+        parts, first = None, FilePart(await sandbox.read(source, min(MAX_FILE_BYTES, max_bytes)), 0, 0)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644), "wb") as file:
-        file.write(data)
+    try:
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644), "wb") as file:
+            file.write(first.data)
+            if parts is not None:
+                async for part in parts:
+                    file.write(part.data)
+            return file.tell()
+    except FileRefused:  # it changed while it was read: half of it is none
+        path.unlink()
+        raise

@@ -11,10 +11,10 @@ import shlex
 import struct
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sandboxrl.envs.sandbox.inside.folders import ENTRY
-from sandboxrl.envs.sandbox.protocol import BackendUnavailable, FileRefused, Folders, Sandbox
+from sandboxrl.envs.sandbox.protocol import BackendUnavailable, FilePart, FileRefused, Folders, Parts, Sandbox
 
 MAX_ENTRIES = 1_000_000
 CLEAR_S = 300.0
@@ -76,6 +76,23 @@ async def parts(sandbox: Sandbox, path: str, max_bytes: int) -> AsyncGenerator[b
         yield part
         if not cursor:
             return
+
+
+async def stream(sandbox: Sandbox, path: str, max_bytes: int = 2 << 30) -> AsyncGenerator[FilePart]:
+    """A regular file of any size in stretches of a few MiB, as long as it was at the first. Raises FileRefused when it
+    is larger than `max_bytes` or becomes shorter meanwhile; SandboxError."""
+    if not isinstance(sandbox, Parts):
+        raise BackendUnavailable(f"{type(sandbox).__name__} cannot read large files: its sandboxes have no `read_part`")
+    offset, size = 0, -1
+    while offset < size or size < 0:
+        part = await sandbox.read_part(path, offset)
+        size = part.size if size < 0 else size
+        if size > max_bytes:
+            raise FileRefused(errno.EFBIG, f"larger than {max_bytes} bytes", path)
+        if not part.data and offset < size:
+            raise FileRefused(errno.EBUSY, "it became shorter while it was read", path)
+        offset += len(part.data)
+        yield replace(part, data=part.data[: len(part.data) - max(0, offset - size)], size=size)
 
 
 async def carry(source: Sandbox, path: str, target: Sandbox, max_bytes: int = 2 << 30) -> list[tuple[str, str]]:

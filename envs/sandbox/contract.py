@@ -4,10 +4,13 @@
 
 tries them on yours. Each clause gets fresh sandboxes; the outcome is the list of those that are not kept. Everything
 that comes out of a sandbox is a stranger's bytes: most clauses are about what must not happen.
+
+Size: a list of clauses, each of which stands alone.
 """
 
 import asyncio
 import errno
+import hashlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -15,12 +18,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from sandboxrl.data.errors import described
-from sandboxrl.envs.sandbox.carry import carry
+from sandboxrl.envs.sandbox.carry import carry, stream
 from sandboxrl.envs.sandbox.protocol import (
     ANSWER,
     Backend,
     FileRefused,
     Folders,
+    Measured,
+    Parts,
     Sandbox,
     SandboxDied,
     Shells,
@@ -341,6 +346,41 @@ async def snapshots(source: Sandbox, target: Sandbox) -> None:
         await asyncio.gather(*(fork.close() for fork in forks))
 
 
+async def figures(box: Sandbox) -> None:
+    if not isinstance(box, Measured):
+        return  # a backend need not have it
+    before = await box.resources()
+    await said(box, "python3 -c 'import time\nwhile time.process_time() < 0.5: pass'")
+    after = await box.resources()
+    for name, value in vars(after).items():
+        earlier = getattr(before, name)
+        holds(value is None or value >= (earlier or 0) >= 0, f"{name} is a number that only grows, or None", after)
+    if after.cpu_s is not None:
+        holds(after.cpu_s > (before.cpu_s or 0) + 0.3, "processor time is that of what ran", (before, after))
+
+
+async def large_files(box: Sandbox) -> None:
+    if not isinstance(box, Parts):
+        return  # a backend need not have it
+    await said(box, "yes 0123456 | head -c 70000001 > large; chmod 711 large; ln -s large link; mkfifo pipe")
+    digest, total, most = hashlib.md5(), 0, 0
+    async for part in stream(box, "large"):
+        digest.update(part.data)
+        total, most = total + len(part.data), max(most, len(part.data))
+        holds((part.size, part.mode) == (70_000_001, 0o711), "each part says the size and mode of the whole", part.mode)
+    whole = (await said(box, "md5sum < large")).split()[0].decode()
+    holds((digest.hexdigest(), total) == (whole, 70_000_001), "a file above 64 MiB arrives byte for byte", total)
+    holds(most <= 4 << 20, "in parts that are bounded", most)
+    holds((await box.read_part("large", 70_000_000)).data == b"0", "from any offset", None)
+    holds((await box.read_part("large", 80_000_000)).data == b"", "behind the end there is nothing")
+    for name in ("link", "pipe", "nothing", "."):
+        async with refused(f"reading a part of {name}"):
+            await box.read_part(name, 0)
+    async with refused("a file larger than allowed", errno.EFBIG):
+        async for _ in stream(box, "large", max_bytes=1 << 20):
+            pass
+
+
 CONTRACT: Mapping[str, tuple[Clause, int]] = {
     # what it is about: (clause, how many sandboxes it takes)
     "results of commands": (results, 1),
@@ -361,6 +401,8 @@ CONTRACT: Mapping[str, tuple[Clause, int]] = {
     "sandboxes apart": (apart, 2),
     "folders": (folders, 2),
     "a shell that stays": (a_shell_that_stays, 1),
+    "what was used": (figures, 1),
+    "large files": (large_files, 1),
     "snapshots and forks": (snapshots, 2),
 }
 

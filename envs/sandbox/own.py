@@ -13,6 +13,8 @@ from sandboxrl.envs.sandbox.protocol import (
     WORKDIR,
     Backend,
     ExecResult,
+    FilePart,
+    Resources,
     Sandbox,
     SandboxConfig,
     SandboxDied,
@@ -29,7 +31,9 @@ START_S = 600.0
 OPTIONAL: Mapping[str, type] = {
     "pack": tuple,
     "unpack": object,
+    "read_part": FilePart,
     "shell": ShellResult,
+    "resources": Resources,
     "snapshot": Snapshot,
     "restore": object,
     "fork": list,

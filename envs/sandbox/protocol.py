@@ -214,6 +214,52 @@ class Folders(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class FilePart:
+    """A stretch of a regular file, with what the whole file is at that moment."""
+
+    data: bytes
+    size: int
+    mode: int
+    """Permissions, for example 0o755."""
+
+
+@runtime_checkable
+class Parts(Protocol):
+    """What a sandbox adds when files of any size can be read from it (`envs.sandbox.carry.stream`)."""
+
+    async def read_part(self, path: str, offset: int, max_bytes: int = 4 << 20) -> FilePart:
+        """The bytes of a regular file from `offset`, at most `max_bytes` (64 MiB); none behind its end. Never follows a
+        link, never blocks. Raises FileRefused, SandboxDied."""
+        ...
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a sandbox has used since its start. None: this machine does not count it."""
+
+    peak_memory_bytes: int | None = None
+    """Memory filesystems included; where no control group counts, the largest sum of resident programs at a sample
+    every 0.1 s."""
+    cpu_s: float | None = None
+    """Processor time; where no control group counts, that of programs that live or were waited for by their parents."""
+    throttled_s: float | None = None
+    """Time in which it wanted more processor than `limits.cpus`."""
+    oom_kills: int | None = None
+    """Programs that were killed because `limits.memory_bytes` was used up."""
+    peak_processes: int | None = None
+    """Processes and threads at once, PID 1 included; where no control group counts, processes at a sample."""
+
+
+@runtime_checkable
+class Measured(Protocol):
+    """What a sandbox adds when it can tell what it has used."""
+
+    async def resources(self) -> Resources:
+        """Until now; of one that has ended by itself, what was known at its end. Raises SandboxDied."""
+        ...
+
+
 SHELL_STATES = ("done", "running", "waiting", "ended", "busy", "idle")
 
 

@@ -11,6 +11,8 @@ from ray.exceptions import RayActorError
 from sandboxrl.envs.sandbox.protocol import (
     WORKDIR,
     ExecResult,
+    FilePart,
+    Resources,
     Sandbox,
     SandboxDied,
     SandboxEnded,
@@ -63,6 +65,10 @@ class RemoteBox:
         data: bytes = await self._call("read", {"path": path, "max_bytes": max_bytes})
         return data
 
+    async def read_part(self, path: str, offset: int, max_bytes: int = 4 << 20) -> FilePart:
+        part: FilePart = await self._call("read_part", {"path": path, "offset": offset, "max_bytes": max_bytes})
+        return part
+
     async def write(self, files: Mapping[str, bytes]) -> None:
         await self._call("write", {"files": dict(files)})
 
@@ -94,6 +100,10 @@ class RemoteBox:
         if not asked.cancelled() and not asked.exception() and isinstance(asked.result(), list):
             for identity in asked.result():
                 self._host.close_box.remote(self._holder, identity)
+
+    async def resources(self) -> Resources:
+        used: Resources = await self._call("resources", {})
+        return used
 
     async def close(self) -> None:
         if not self._closed:

@@ -1,11 +1,13 @@
 """What the trajectories of a step or an evaluation measure: means, shares and sums, one number per column."""
 
+import dataclasses
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from sandboxrl.envs.sandbox.protocol import Resources
 from sandboxrl.envs.trajectory import StopReason, Trajectory
 from sandboxrl.rl.reports.analysis import capability_use
 
@@ -33,6 +35,7 @@ def summarise(trajectories: Sequence[Trajectory]) -> dict[str, float]:
         "tokens/environment": statistics.fmean(t.num_environment for t in trajectories),
         "time/environment_share": sum(t.tool_s for t in trajectories) / max(sum(t.wall_s for t in trajectories), 1e-9),
         **{f"usage/{name}": rate for name, rate in usage.items()},
+        **_of_sandboxes(trajectories),
     }
 
 
@@ -63,6 +66,17 @@ def sampling_entropy(trajectories: Iterable[Trajectory]) -> float:
     logprobs = [t.tokens.logprobs[t.tokens.mask == 1] for t in trajectories if t.tokens]
     sampled = sum(len(one) for one in logprobs)
     return -sum(float(one.sum(dtype=np.float64)) for one in logprobs) / sampled if sampled else 0.0
+
+
+def _of_sandboxes(trajectories: Iterable[Trajectory]) -> dict[str, float]:
+    """Mean and largest of each figure of the sandboxes, over those of which it is known."""
+    used = [t.resources for t in trajectories if t.resources is not None]
+    columns: dict[str, float] = {}
+    for field in dataclasses.fields(Resources):
+        known = [value for one in used if (value := getattr(one, field.name)) is not None]
+        if known:
+            columns |= {f"sandbox/{field.name}_mean": statistics.fmean(known), f"sandbox/{field.name}_max": max(known)}
+    return columns
 
 
 def _ended_by_source(trajectories: Sequence[Trajectory]) -> dict[str, float]:

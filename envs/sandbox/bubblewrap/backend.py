@@ -16,6 +16,7 @@ Size: the backend and its nursery share one protocol with the programs inside; a
 import asyncio
 import contextlib
 import fcntl
+import functools
 import os
 import re
 import secrets
@@ -133,7 +134,8 @@ class Bubblewrap:
 
         limits = self._config.limits
         kin = Kin(self._kept, self._fresh)
-        box = Box(identity, reader, writer, end, limits.output_bytes, inquest, kin)
+        counted = functools.partial(self._cgroups.counted, identity) if self._cgroups else None
+        box = Box(identity, reader, writer, end, limits.output_bytes, inquest, kin, counted)
         try:
             await asyncio.gather(box.hello(), asyncio.shield(settling))
         except BaseException:
@@ -152,8 +154,7 @@ class Bubblewrap:
             return f"{symptoms.why}, while others do answer"
         if symptoms.farewell:
             return f"its PID 1 gave up: {symptoms.farewell}"
-        killed = await asyncio.to_thread(self._cgroups.out_of_memory, identity) if self._cgroups else 0
-        if killed:
+        if self._cgroups and (await asyncio.to_thread(self._cgroups.counted, identity)).oom_kills:
             return "it used up its memory"
         number = _signal_of(process)
         return f"its PID 1 ended by signal {number}" if number not in (None, 0, signal.SIGKILL) else ""

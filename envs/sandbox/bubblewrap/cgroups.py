@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from sandboxrl.envs.sandbox.host.owner import owner_is_dead, owner_of
-from sandboxrl.envs.sandbox.protocol import Limits, SandboxError
+from sandboxrl.envs.sandbox.host.resources import counted, group_folders
+from sandboxrl.envs.sandbox.protocol import Limits, Resources, SandboxError
 
 CONTROLLERS = ("memory", "pids", "cpu")
 TOP, MEMBERS = "sandboxrl", "sandboxrl-members"
@@ -76,14 +77,9 @@ class Cgroups:
             if pid:
                 (folder / "cgroup.procs").write_text(str(pid))
 
-    def out_of_memory(self, identity: str) -> int:
-        """How many processes of a sandbox the kernel has ended because the sandbox had used up its memory."""
-        for folder, _ in self._folders(identity):
-            for name in ("memory.events", "memory.oom_control"):  # of version 2, of version 1
-                if (folder / name).exists():
-                    counts = dict(line.split() for line in (folder / name).read_text().splitlines())
-                    return int(counts.get("oom_kill", 0))
-        return 0
+    def counted(self, identity: str) -> Resources:
+        """What the kernel has counted of a sandbox."""
+        return counted({str(number): folder for number, (folder, _) in enumerate(self._folders(identity))})
 
     def remove(self, identity: str) -> None:
         """Remove the group of a sandbox that has ended. Raises SandboxError when something in it lives on."""
@@ -118,21 +114,7 @@ class Cgroups:
 
 def _parents() -> tuple[dict[str, Path], bool]:
     """(controller -> a group in which this process may make others, whether that is version 2)."""
-    own: dict[str, str] = {}
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
-        _, names, path = line.split(":", 2)
-        for name in names.split(","):
-            own[name] = path
-    mounts: dict[str, Path] = {}
-    top = Path()
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        fields, _, rest = line.partition(" - ")
-        kind, _, options = rest.split(" ", 2)
-        root, point = fields.split()[3:5]
-        for name in CONTROLLERS if kind == "cgroup" else ("",) if kind == "cgroup2" else ():
-            if name in own and (not name or name in options.split(",")):
-                mounts.setdefault(name, Path(point) / os.path.relpath(own[name], root))
-                top = top if name else Path(point)
+    mounts, top = group_folders("self", CONTROLLERS)
     legacy = {name: mounts[name] for name in CONTROLLERS if name in mounts and os.access(mounts[name], os.W_OK)}
     if legacy:
         return legacy, False

@@ -12,10 +12,12 @@ Size: client, backend and reaper know the same labels and requests of one API.
 
 import asyncio
 import contextlib
+import functools
 import json
 import os
 import shutil
 import socket
+import struct
 import tempfile
 import time
 import urllib.parse
@@ -23,7 +25,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from sandboxrl.envs.sandbox.host import program, seccomp
+from sandboxrl.envs.sandbox.host import program, resources, seccomp
 from sandboxrl.envs.sandbox.host.owner import owner_is_dead, owner_of
 from sandboxrl.envs.sandbox.host.wire import HELLO_S, Box, Kin, Symptoms, executor_limits, new_id
 from sandboxrl.envs.sandbox.network import packet_filter
@@ -231,7 +233,9 @@ class Docker:
 
         limits, daemon = self._config.limits, self._daemon
         kin = Kin(KEPT, lambda: self._start(image))
-        box = Box(identity, reader, writer, end, limits.output_bytes, inquest, kin)
+        peer = struct.unpack("3i", stream.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+        counted = functools.partial(resources.counted, resources.groups_of_container(peer[0], container))
+        box = Box(identity, reader, writer, end, limits.output_bytes, inquest, kin, counted)
         await box.hello()
         self._boxes[container] = box
         if not self._quota and self._watching is None:

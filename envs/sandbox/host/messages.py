@@ -4,10 +4,12 @@ import math
 import os
 import posixpath
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from errno import EINVAL, ENAMETOOLONG
+from typing import Any
 
 from sandboxrl.envs.sandbox.inside.frames import RECORD
-from sandboxrl.envs.sandbox.protocol import SHELL_STATES, WORKDIR, ExecResult, FileRefused, ShellResult
+from sandboxrl.envs.sandbox.protocol import SHELL_STATES, WORKDIR, ExecResult, FileRefused, Resources, ShellResult
 
 MAX_PATH = 64 << 10
 """Of a path, in bytes; the kernel takes 4096 at a time, and parts of it are opened one by one."""
@@ -95,3 +97,13 @@ def cut(kept: bytes, total: int, limit: int) -> bytes:
         return kept[:limit]
     note = b"\n[... %d bytes dropped ...]\n" % (total - size)
     return kept[: size // 2] + note + kept[len(kept) - (size - size // 2) :]
+
+
+def completed(known: Resources, seen: Fields) -> Resources:
+    """What the kernel has counted, and of the rest what PID 1 has seen. Raises ValueError, OverflowError."""
+    places = {"cpu_s": b"cpu", "peak_memory_bytes": b"memory", "peak_processes": b"processes"}
+    found: dict[str, Any] = {name: float(seen[key]) for name, key in places.items() if seen.get(key, b"0") != b"0"}
+    if b"kills" in seen:
+        found["oom_kills"] = float(seen[b"kills"])
+    lacking = {name: value for name, value in found.items() if getattr(known, name) is None}
+    return replace(known, **{name: value if name == "cpu_s" else int(value) for name, value in lacking.items()})

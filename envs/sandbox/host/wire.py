@@ -15,18 +15,29 @@ import os
 import secrets
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sandboxrl.envs.sandbox.host import lease
 from sandboxrl.envs.sandbox.host.forks import forked, put_back, take
-from sandboxrl.envs.sandbox.host.messages import Fields, encoded, file_frames, result_of, shell_result_of, wire_path
+from sandboxrl.envs.sandbox.host.messages import (
+    BATCH_BYTES,
+    Fields,
+    completed,
+    encoded,
+    file_frames,
+    result_of,
+    shell_result_of,
+    wire_path,
+)
 from sandboxrl.envs.sandbox.inside.frames import FRAME, MAX_HEADER, MAX_PAYLOAD, pack_head, unpack_header
 from sandboxrl.envs.sandbox.protocol import (
     WORKDIR,
     BackendUnavailable,
     ExecResult,
+    FilePart,
     FileRefused,
     Limits,
+    Resources,
     Sandbox,
     SandboxDied,
     SandboxEnded,
@@ -105,10 +116,12 @@ class Box:
         output_bytes: int,
         inquest: Inquest | None = None,
         kin: Kin | None = None,
+        counted: Callable[[], Resources] | None = None,
     ) -> None:
         self.id = identity
         self._reader, self._writer, self._end = reader, writer, end
-        self._inquest, self._kin = inquest, kin
+        self._inquest, self._kin, self._counted = inquest, kin, counted
+        self._last = Resources()
         self._output_bytes = output_bytes
         stream = writer.get_extra_info("socket")
         stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
@@ -214,6 +227,22 @@ class Box:
             raise await self._protocol_error(ValueError("more bytes than asked for"))
         return payload
 
+    async def read_part(self, path: str, offset: int, max_bytes: int = BATCH_BYTES) -> FilePart:
+        """A stretch of a regular file; see `envs.sandbox.protocol.Parts`. Raises FileRefused, SandboxDied; ValueError
+        for an offset that no file has or more than 64 MiB."""
+        if not (0 <= offset < 1 << 62 and 0 <= max_bytes <= MAX_PAYLOAD):
+            raise ValueError(f"not a stretch of a file: {max_bytes} bytes from {offset}")
+        fields = {b"op": b"read", b"path": wire_path(path), b"max": b"%d" % max_bytes, b"offset": b"%d" % offset}
+        reply, payload = await self._call(fields, b"", FILE_OPERATION_S)
+        await self._check(reply, path)
+        try:
+            part = FilePart(payload, int(reply[b"size"]), int(reply[b"mode"], 8))
+            if len(payload) > max_bytes or part.size < 0 or not 0 <= part.mode <= 0o777:
+                raise ValueError("not a stretch of a file")
+        except (KeyError, ValueError) as error:
+            raise await self._protocol_error(error) from error
+        return part
+
     async def write(self, files: Mapping[str, bytes]) -> None:
         """Write files in order, making parent folders. Raises FileRefused, SandboxDied."""
         for frame in file_frames(files):
@@ -249,6 +278,22 @@ class Box:
         if self._kin is None:
             raise BackendUnavailable(f"sandbox {self.id} cannot be forked: nobody can start another like it")
         return await forked(self, self._kin.start, num_forks)
+
+    async def resources(self) -> Resources:
+        """See `envs.sandbox.protocol.Measured`. What the kernel did not count, PID 1 may have seen."""
+        if self._death:
+            await asyncio.wait([self._death])
+            return self._last
+        known = await self._kernels_count()
+        reply, _ = await self._call({b"op": b"resources"}, b"", FILE_OPERATION_S)
+        try:
+            self._last = completed(known, reply)
+        except (ValueError, OverflowError) as error:
+            raise await self._protocol_error(error) from error
+        return self._last
+
+    async def _kernels_count(self) -> Resources:
+        return await asyncio.to_thread(self._counted) if self._counted else Resources()
 
     async def nuke(self) -> None:
         """End every process in the sandbox, background ones too; the sandbox stays usable."""
@@ -355,6 +400,9 @@ class Box:
 
     async def _find_cause(self, why: str, closed: bool) -> SandboxError:
         symptoms = Symptoms(why, self._farewell)
+        if not closed:
+            known = {name: value for name, value in vars(await self._kernels_count()).items() if value is not None}
+            self._last = replace(self._last, **known)
         try:
             inside = "" if closed or self._inquest is None else await self._inquest(symptoms)
         except (SandboxError, OSError) as error:

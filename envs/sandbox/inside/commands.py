@@ -130,6 +130,8 @@ class Commands:
         self.memory_bytes = memory_bytes  # 0: the kernel limits it
         self.max_held_pipes = min(MAX_HELD_PIPES, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
         self.watch_at = 0.0
+        self.peak_bytes = self.peak_processes = 0  # that the watch has seen
+        self.killed: set[int] = set()  # by the watch: it may take a process some time to end
         self.environment = {**DEFAULT_ENVIRONMENT, **posix.environ}
         self.nothing = posix.open("/dev/null", posix.O_RDONLY | posix.O_CLOEXEC)  # later, a FIFO may be there
         self.score = posix.open("/proc/self/oom_score_adj", posix.O_RDWR | posix.O_CLOEXEC)
@@ -291,14 +293,19 @@ class Commands:
         """
         pids = list(live_processes())
         self.watch_at = time.monotonic() + WATCH_MEMORY_S if pids else 0.0
-        if sum(resident_bytes(pid) for pid in pids) <= self.memory_bytes:
+        self.peak_processes = max(self.peak_processes, len(pids) + 1)
+        resident = sum(resident_bytes(pid) for pid in pids)
+        if resident <= self.memory_bytes:
+            self.peak_bytes = max(self.peak_bytes, resident)
             return
         sizes = {pid: proportional_bytes(pid) for pid in pids}
+        self.peak_bytes = max(self.peak_bytes, sum(sizes.values()))
         while sum(sizes.values()) > self.memory_bytes:
             largest = max(sizes, key=lambda pid: sizes[pid])
             del sizes[largest]
             try:
                 posix.kill(largest, _signal.SIGKILL)
+                self.killed.add(largest)
             except ProcessLookupError:
                 pass
 

@@ -13,6 +13,9 @@ INNER = posix.O_DIRECTORY | posix.O_NOFOLLOW | posix.O_CLOEXEC
 PASSIVE = posix.O_NOFOLLOW | posix.O_NONBLOCK | posix.O_NOCTTY | posix.O_CLOEXEC
 """How a file is opened: without following, waiting or getting a terminal."""
 
+PERMISSIONS = 0o777
+"""What is kept of a mode: neither setuid nor sticky."""
+
 
 def is_folder(path: bytes) -> bool:
     try:
@@ -80,6 +83,16 @@ def read_file(path: bytes, limit: int) -> bytes:
     if len(data) > limit:
         raise OSError(errno.EFBIG, f"larger than {limit} bytes")
     return bytes(data)
+
+
+def read_part(path: bytes, offset: int, size: int) -> tuple[bytes, int, int]:
+    """(bytes of a regular file from `offset`, at most `size`; its whole size and permissions now). Raises OSError."""
+    file = open_file(path, posix.O_RDONLY)
+    try:
+        found = posix.fstat(file)
+        return posix.pread(file, size, offset), found.st_size, found.st_mode & PERMISSIONS
+    finally:
+        posix.close(file)
 
 
 def write_files(payload: memoryview) -> None:

@@ -19,7 +19,7 @@ import struct
 import sys
 from _stat import S_ISDIR, S_ISLNK, S_ISREG
 
-from sandboxrl.envs.sandbox.inside.files import INNER, PASSIVE, open_folder, write_at
+from sandboxrl.envs.sandbox.inside.files import INNER, PASSIVE, PERMISSIONS, open_folder, write_at
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,8 +39,6 @@ READ_BYTES = 1 << 20
 FROM_START = 0  # SEEK_SET
 SMALL_BYTES = 64 << 10
 """Up to here a file's data lies in its record; what is larger follows it as a piece, for the kernel to copy."""
-PERMISSIONS = 0o777
-"""What is kept of a mode: neither setuid nor sticky."""
 
 
 def entry(kind: bytes, path: bytes, mode: int, modified_ns: int, offset: int, data: bytes) -> bytes:

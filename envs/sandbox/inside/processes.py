@@ -115,8 +115,8 @@ def _prctl(option: int, value: int, argument: object = 0) -> int:
 
 
 def stat_fields(pid: int) -> list[bytes]:
-    """The fields of /proc/PID/stat after the name: [0] state, [1] parent, [2] process group, [3] session, [17] threads,
-    [19] start time in clock ticks."""
+    """The fields of /proc/PID/stat after the name: [0] state, [1] parent, [2] process group, [3] session,
+    [11:15] processor time of itself and of children it waited for, [17] threads, [19] start time; in clock ticks."""
     with open(f"/proc/{pid}/stat", "rb") as file:
         return file.read().rsplit(b")", 1)[1].split()
 
@@ -142,6 +142,18 @@ def newest_process() -> tuple[int, int]:
     with open("/proc/loadavg", "rb") as file:
         newest = int(file.read().split()[4])
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME) * TICKS_PER_S // 1_000_000_000, newest + 1
+
+
+def processor_s() -> float:
+    """Processor time of all that runs in this pid namespace but PID 1, and of all that was waited for by its parent."""
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    ticks = 0
+    for pid in live_processes():
+        try:
+            ticks += sum(map(int, stat_fields(pid)[11:15]))
+        except (OSError, IndexError):
+            pass  # it has ended meanwhile
+    return ended.ru_utime + ended.ru_stime + ticks / TICKS_PER_S
 
 
 def resident_bytes(pid: int) -> int:

@@ -15,6 +15,8 @@ frame is `ready=1`.
     op=shell input= timeout= quiet= wait= keep=            state= exit= timed_out= duration= stdout= | machine=
             payload: a command, or what is typed                   payload: kept bytes of output since the last answer
     op=read path= max=                                     payload: the file
+    op=read path= offset= max=                             size= mode= (of the whole file; octal)
+                                                           payload: what there is from the offset, `max` at most
     op=write       payload: records (see `write_files`)    -
     op=pack path= | session=                               session= (of the next part; empty: this was the last one)
                                                            payload: records (see `folders`)
@@ -23,6 +25,8 @@ frame is `ready=1`.
             with a descriptor of a memory file
     op=load size=       payload and descriptor as in save  -
     op=nuke                                                -
+    op=resources                                           cpu= memory= kills= processes= (0: no sample was taken;
+                                                           absent: not watched)
     a file or request that cannot be served                errno= message=
 
 A frame without `id` is its last: `farewell=` says why it gives up. End of file on the stream is the lease: PID 1 ends
@@ -46,7 +50,7 @@ import sys
 import time
 
 from sandboxrl.envs.sandbox.inside.commands import Command, Commands
-from sandboxrl.envs.sandbox.inside.files import read_file, write_files
+from sandboxrl.envs.sandbox.inside.files import read_file, read_part, write_files
 from sandboxrl.envs.sandbox.inside.folders import packed, unpack
 from sandboxrl.envs.sandbox.inside.frames import (
     CLOSE_ON_EXEC,
@@ -57,7 +61,13 @@ from sandboxrl.envs.sandbox.inside.frames import (
     pack,
     unpack_header,
 )
-from sandboxrl.envs.sandbox.inside.processes import hide_from_commands, install_filter, nuke, refuse_elsewhere
+from sandboxrl.envs.sandbox.inside.processes import (
+    hide_from_commands,
+    install_filter,
+    nuke,
+    processor_s,
+    refuse_elsewhere,
+)
 from sandboxrl.envs.sandbox.inside.saved import load, save
 from sandboxrl.envs.sandbox.inside.shell import Call, Shell
 
@@ -183,8 +193,23 @@ class Executor:
         nuke()
         self.send({b"id": identity})
 
+    def op_resources(self, identity: bytes, fields: dict[bytes, bytes], payload: memoryview) -> None:
+        seen = {b"cpu": b"%.3f" % processor_s()}
+        if self.commands.memory_bytes:
+            seen[b"memory"] = b"%d" % self.commands.peak_bytes
+            seen[b"processes"] = b"%d" % self.commands.peak_processes
+            seen[b"kills"] = b"%d" % len(self.commands.killed)
+        self.send({b"id": identity, **seen})
+
     def op_read(self, identity: bytes, fields: dict[bytes, bytes], payload: memoryview) -> None:
-        self.send({b"id": identity}, read_file(fields[b"path"], int(fields[b"max"])))
+        if b"offset" not in fields:
+            self.send({b"id": identity}, read_file(fields[b"path"], int(fields[b"max"])))
+            return
+        offset, most = int(fields[b"offset"]), int(fields[b"max"])
+        if not (0 <= offset < 1 << 62 and 0 <= most <= MAX_PAYLOAD):
+            raise ValueError("offset or max out of range")
+        data, size, mode = read_part(fields[b"path"], offset, most)
+        self.send({b"id": identity, b"size": b"%d" % size, b"mode": b"%o" % mode}, data)
 
     def op_write(self, identity: bytes, fields: dict[bytes, bytes], payload: memoryview) -> None:
         write_files(payload)
@@ -277,6 +302,7 @@ OPERATIONS = {
     b"save": Executor.op_save,
     b"load": Executor.op_load,
     b"nuke": Executor.op_nuke,
+    b"resources": Executor.op_resources,
 }
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sandboxrl.envs.sandbox.protocol import Resources
 from sandboxrl.envs.trajectory import Trajectory, Turn
 
 BROKEN = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
@@ -70,7 +71,8 @@ def parse(line: bytes) -> Line:
     row = json.loads(line)
     tokens = row.pop("tokens", None)
     one, beside = Trajectory.from_row(row)
-    for value in (one.score, one.reward, one.wall_s, beside.get("advantage")):
+    used = vars(one.resources).values() if one.resources else ()
+    for value in (one.score, one.reward, one.wall_s, beside.get("advantage"), *used):
         if not isinstance(value, int | float | None):
             raise TypeError(f"{value!r} is not a number")
     if not all(isinstance(value, str) for value in (one.task_id, one.source, one.mode, one.answer, one.error)):
@@ -108,9 +110,22 @@ def shown_text(line: Line, detail: Detail) -> dict[str, Any]:
         "answer": clip(one.answer, detail.text),
         "error": clip(one.error, detail.text),
         "seed": one.seed,
+        "used": _used(one.resources) if one.resources else "",
         "num_turns": len(one.turns),
         "turns": [_turn(i, turn, detail.text) for i, turn in kept],
     }
+
+
+def _used(of: Resources) -> str:
+    """What its sandbox has used, as far as that is known."""
+    known = (
+        of.peak_memory_bytes is not None and f"{of.peak_memory_bytes / 1e6:.0f} MB of memory",
+        of.cpu_s is not None and f"{of.cpu_s:.1f} s of processor",
+        of.throttled_s and f"throttled for {of.throttled_s:.1f} s",
+        of.peak_processes is not None and f"{of.peak_processes} processes",
+        of.oom_kills and f"{of.oom_kills} killed for memory",
+    )
+    return ", ".join(text for text in known if text)
 
 
 def asked(line: Line) -> tuple[str, str]:

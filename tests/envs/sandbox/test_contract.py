@@ -113,6 +113,8 @@ LIARS = {
     "closing": {"close": does_nothing},
     "sandboxes apart": {"exec": shared},
     "folders": {"unpack": does_nothing},
+    "large files": {"read_part": altered(size=lambda part: part.size - 1)},
+    "what was used": {"resources": altered(cpu_s=lambda used: 1.0)},
     "a shell that stays": {"shell": lambda m: lambda text, **o: m(f"({text}\n)", **o)},
     "snapshots and forks": {"restore": does_nothing},
 }

@@ -88,7 +88,7 @@ function explorer() {
     }
     if (mine !== one.turn) return;
     const inner = !said ? [badges(row, null), make("p", { class: "empty" }, "There was no room for its text on this page; see the notes above.")]
-      : [badges(row, spans), said.error ? make("p", { class: "bad say error" }, visible(said.error)) : null, asked(row, said),
+      : [badges(row, spans, said.used), said.error ? make("p", { class: "bad say error" }, visible(said.error)) : null, asked(row, said),
         looks[look] === "tokens" ? (spans ? drawTokens(row, spans) : make("p", { class: "empty" }, "The tokens of this one are not on this page.")) : drawText(said, spans)];
     one.body = make("div", { class: "body", tabindex: 0, "data-part": "body", role: "region", "aria-label": `What was said, ${visible(store.name("task", row))}` }, inner.filter(Boolean));
     one.node.replaceChildren(head(one, row), one.body);

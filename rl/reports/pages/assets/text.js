@@ -1,6 +1,6 @@
 // What a trajectory says: the question, what was graded beside the right answer, and its turns.
 
-function badges(row, spans) {
+function badges(row, spans, used) {
   const badge = (label, value, look) => make("span", { class: `badge ${look || ""}` }, label, label ? " " : "", make("b", {}, value));
   const gained = store.value("reward", row), advantage = store.value("advantage", row), versions = new Set();
   for (const span of spans || []) for (let i = 0; i < span.tokens.length; i++) if (of(span.mask, i)) versions.add(of(span.versions, i));
@@ -13,7 +13,8 @@ function badges(row, spans) {
     badge("turns", number(store.value("turns", row))),
     badge("tokens", `${number(store.value("sampled", row))} sampled, ${number(store.value("environment", row))} environment`),
     sorted.length ? badge(sorted.length > 1 ? "weights" : "weight version", sorted.length > 1 ? `${sorted[0]} to ${sorted.at(-1)}` : `${sorted[0]}`) : null,
-    badge("time", seconds(store.value("wall", row))));
+    badge("time", seconds(store.value("wall", row))),
+    used ? badge("sandbox", visible(used)) : null);
 }
 
 /** The question, and what was graded beside the right answer. */
