@@ -1,4 +1,4 @@
-"""`sandboxrl image build|check`: make the sandbox image, and show that it is what tasks may count on."""
+"""`sandboxrl image build|check`: make the sandbox image, and show that a sandbox has what tasks may count on."""
 
 import argparse
 import asyncio
@@ -34,6 +34,11 @@ TOOLS = {
     "network clients": "curl --version && wget --version",
     "databases": "sqlite3 :memory: 'select 1'",
     "package manager": "apt-get --version",
+    "packages of Python": "mkdir -p /tmp/p/tasktool && cd /tmp/p && touch tasktool/__init__.py && "
+    "printf '[project]\\nname=\"tasktool\"\\nversion=\"1\"\\n[project.scripts]\\ntasktool=\"os:getpid\"\\n' > pyproject.toml"
+    " && python3 -m pip install -q --no-index --no-build-isolation . && type tasktool",
+    "its share of cores": "test \"$(nproc)\" = \"$OMP_NUM_THREADS\"",
+    "its share of memory": "test \"$(free -b | awk '/Mem/ {print $2}')\" = \"$MEMORY_BYTES\"",
     "working directory": "test \"$PWD\" = /testbed && touch /testbed/x",
 }  # fmt: skip
 
@@ -50,12 +55,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     build.add_argument("--wheels", type=Path, help="folder of Python wheels to install from instead of a package index")
     check = actions.add_parser("check", help="size, digest, and the tools that must work inside")
     check.add_argument("image", nargs="?", default=TAGS["sandbox"])
+    check.add_argument(
+        "--backend", choices=("docker", "bubblewrap"), default="docker", help="whose sandboxes are tried"
+    )
+    check.add_argument("--rootfs", default="", help="of bubblewrap: a root filesystem folder in place of the host's")
     for action in (build, check):
         action.add_argument("--socket", default=SandboxConfig().socket, help="Docker API socket")
 
 
 def run(args: argparse.Namespace) -> int:
-    return build_image(args) if args.action == "build" else asyncio.run(check_image(args.image, args.socket))
+    return build_image(args) if args.action == "build" else asyncio.run(check(args))
 
 
 def build_image(args: argparse.Namespace) -> int:
@@ -117,21 +126,42 @@ def trainer_dockerfile() -> str:
     return "\n".join([line for line in before.splitlines() if line.startswith("ARG TRAINER_BASE")] + [stage + rest])
 
 
+async def check(args: argparse.Namespace) -> int:
+    """1 when something is missing."""
+    if args.backend == "bubblewrap":
+        return await check_tools(SandboxConfig(backend="bubblewrap", rootfs=args.rootfs))
+    if args.rootfs:
+        raise InputError("--rootfs is of bubblewrap: add --backend bubblewrap")
+    return await check_image(args.image, args.socket)
+
+
 async def check_image(image: str, socket: str) -> int:
-    """Print what the image is and run every tool once, in a sandbox as tasks get one. 1 when something is missing."""
+    """Print what the image is, and check its tools. 1 when something is missing."""
     from sandboxrl.envs.sandbox.docker import Docker
 
-    backend = Docker(SandboxConfig(backend="docker", image=image, socket=socket))
+    config = SandboxConfig(backend="docker", image=image, socket=socket)
+    backend = Docker(config)
     try:
         found = await backend.inspect(image)
-        fits = found["Size"] <= MAX_BYTES
-        print(f"image   {image}\ndigest  {found['Id']}")
-        print(f"size    {found['Size'] / 1e6:.0f} MB of {MAX_BYTES / 1e6:.0f} MB: {'ok' if fits else 'TOO LARGE'}")
+    finally:
+        await backend.close()
+    fits = found["Size"] <= MAX_BYTES
+    print(f"image   {image}\ndigest  {found['Id']}")
+    print(f"size    {found['Size'] / 1e6:.0f} MB of {MAX_BYTES / 1e6:.0f} MB: {'ok' if fits else 'TOO LARGE'}")
+    return max(await check_tools(config), int(not fits))
+
+
+async def check_tools(config: SandboxConfig) -> int:
+    """Run every tool once, in a sandbox as tasks get one, and print how its limits are held. 1 when one is missing."""
+    from sandboxrl.envs.sandbox.pool import open_backend
+
+    backend, told = open_backend(config), {"MEMORY_BYTES": str(config.limits.memory_bytes)}
+    try:
         box = await backend.start()
         try:
             missing = []
             for tool, command in TOOLS.items():
-                result = await box.exec(command, timeout_s=120)
+                result = await box.exec(command, timeout_s=120, env=told)
                 print(f"{'ok' if result.exit_code == 0 else 'FAILED':7} {tool}")
                 if result.exit_code != 0:
                     missing.append(tool)
@@ -140,6 +170,7 @@ async def check_image(image: str, socket: str) -> int:
             await box.close()
     finally:
         await backend.close()
-    for limit, held in backend.describe_limits().items():
+    describe = getattr(backend, "describe_limits", dict)
+    for limit, held in describe().items():
         print(f"limit   {limit}: {held}")
-    return 0 if fits and not missing else 1
+    return int(bool(missing))

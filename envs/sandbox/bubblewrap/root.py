@@ -10,12 +10,14 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
+from sandboxrl.envs.sandbox.host.surroundings import environment, memory_told
 from sandboxrl.envs.sandbox.inside.nursery import INSIDE_UID
-from sandboxrl.envs.sandbox.inside.root import GIVEN_ROOT, NAMES, NEW_ROOT
+from sandboxrl.envs.sandbox.inside.root import GIVEN_ROOT, MEMORY, NAMES, NEW_ROOT
 from sandboxrl.envs.sandbox.network import packet_filter
 from sandboxrl.envs.sandbox.protocol import WORKDIR, BackendUnavailable, SandboxConfig
 
 HOME = "/home/user"
+SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
 SYSTEM_FOLDERS = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 ETC = """
     alternatives bash.bashrc debian_version fonts host.conf inputrc java-11-openjdk java-17-openjdk java-21-openjdk
@@ -43,10 +45,10 @@ DESCRIPTOR = "{descriptor}"
 def root_seen(config: SandboxConfig) -> tuple[list[str], list[Placed]]:
     """bwrap's options, and the files it makes. Raises BackendUnavailable for a root filesystem that cannot be one."""
     arguments = [
-        *("--setenv", "PATH", "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"),
+        *("--setenv", "PATH", f"{SYSTEM_PATH}:{HOME}/.local/bin"),
         *("--setenv", "HOME", HOME, "--setenv", "USER", "user", "--setenv", "LC_CTYPE", "C.UTF-8"),
     ]
-    for name, value in config.env.items():
+    for name, value in environment(config).items():
         arguments += ["--setenv", name, value]
     files: list[Placed] = []
     arguments += ["--dir", "/etc", "--dir", "/var", "--symlink", "../tmp", "/var/tmp"]
@@ -54,6 +56,7 @@ def root_seen(config: SandboxConfig) -> tuple[list[str], list[Placed]]:
         arguments += ["--dir", folder]  # those that bwrap makes unasked are closed to other users
     for path in (*SYSTEM_FOLDERS, *(f"/etc/{name}" for name in ETC)):
         _show(path, arguments, files)
+    files.append(placed(MEMORY, memory_told(config.limits)))
     files += [placed(path, text.encode()) for path, text in SYNTHETIC_FILES.items()]
     if config.rootfs:
         _check_root(config)

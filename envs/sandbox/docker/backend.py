@@ -27,6 +27,7 @@ from typing import Any
 
 from sandboxrl.envs.sandbox.host import program, resources, seccomp
 from sandboxrl.envs.sandbox.host.owner import owner_is_dead, owner_of
+from sandboxrl.envs.sandbox.host.surroundings import environment, memory_told
 from sandboxrl.envs.sandbox.host.wire import HELLO_S, Box, Kin, Symptoms, executor_limits, new_id
 from sandboxrl.envs.sandbox.network import packet_filter
 from sandboxrl.envs.sandbox.protocol import (
@@ -48,7 +49,7 @@ WORKDIR_LABEL = "sandboxrl.workdir"
 """An image labelled `sandboxrl.workdir=tmpfs` keeps nothing in /testbed, so /testbed is a size-limited memory
 filesystem. Of other images (a task's repository lies in /testbed) it is a part of the container's own layer."""
 INSIDE = "/run/sandboxrl"
-FILTER = "seccomp.bpf"
+FILTER, MEMORY = "seccomp.bpf", "meminfo"
 KEPT = (WORKDIR, "/root", "/tmp", "/dev/shm")
 """What a snapshot holds unless other folders are named: what was installed elsewhere is not in it."""
 CAPABILITIES = ["CHOWN", "DAC_OVERRIDE", "FOWNER", "SETGID", "SETUID"]
@@ -104,7 +105,11 @@ class Docker:
         self._groups_shown = str(info.get("CgroupVersion", "1")) == "1"
         self._quota = ["Backing Filesystem", "xfs"] in (info.get("DriverStatus") or [])
         self._filter = seccomp.bpf(counted=self._grouped)
-        self._etc = _etc_files(config.network)
+        etc = _etc_files(config.network)
+        self._given = {**etc, FILTER: self._filter, MEMORY: memory_told(config.limits)}
+        self._covers = [(name, f"/etc/{name}") for name in etc]
+        if not config.runtime:  # others may not have it covered, or tell by themselves
+            self._covers.append((MEMORY, "/proc/meminfo"))
         self._boxes: dict[str, Box] = {}
         self._watching: asyncio.Task[None] | None = None
         self._discarding: set[asyncio.Task[None]] = set()
@@ -151,7 +156,7 @@ class Docker:
             listener.bind(f"{folder}/socket")
             os.chmod(f"{folder}/socket", 0o666)
             listener.listen(1)
-            for name, text in (program.FILES | self._etc | {FILTER: self._filter}).items():
+            for name, text in (program.FILES | self._given).items():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 (folder / name).write_bytes(text)
             if self._podman:
@@ -362,12 +367,15 @@ class Docker:
             "WorkingDir": "/",
             **({} if self._config.network == "full" else {"Hostname": "sandbox"}),
             "User": "0:0",
-            "Env": [f"{name}={value}" for name, value in self._config.env.items()],
+            "Env": [f"{name}={value}" for name, value in environment(self._config).items()],
             "Labels": {LABEL: "1", OWNER_LABEL: self._owner, "sandboxrl.id": identity},
             "NetworkDisabled": self._config.network == "none",
             "HostConfig": {
                 "AutoRemove": True,
-                "Binds": [f"{folder}:{INSIDE}:ro", *(f"{folder}/{name}:/etc/{name}:ro" for name in self._etc)],
+                "Binds": [
+                    f"{folder}:{INSIDE}:ro",
+                    *(f"{folder}/{name}:{path}:ro" for name, path in self._covers),
+                ],
                 "CapAdd": CAPABILITIES,
                 "CapDrop": ["ALL"],
                 "Init": False,

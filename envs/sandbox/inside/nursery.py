@@ -45,6 +45,7 @@ import sys
 from sandboxrl.envs.sandbox.inside.commands import WORKDIR
 from sandboxrl.envs.sandbox.inside.frames import CLOSE_ON_EXEC, DESCRIPTOR, unpack_header
 from sandboxrl.envs.sandbox.inside.kernel import (
+    BIND,
     CAPABILITY_VERSION,
     DROP_BOUNDING,
     INTERFACE_UP,
@@ -74,7 +75,7 @@ from sandboxrl.envs.sandbox.inside.kernel import (
     write,
 )
 from sandboxrl.envs.sandbox.inside.processes import refuse_elsewhere
-from sandboxrl.envs.sandbox.inside.root import enter_root
+from sandboxrl.envs.sandbox.inside.root import MEMORY, enter_root
 from sandboxrl.envs.sandbox.inside.serve import serve
 
 INSIDE_UID = 1000
@@ -217,6 +218,7 @@ def mount_own_filesystems(settings: Settings) -> None:
         enter_root(settings.folders, settings.has_names)
         return
     mount("proc", "/proc", "proc", NO_SUID | NO_DEVICES | NO_PROGRAMS)
+    mount(MEMORY, "/proc/meminfo", "", BIND)
     for folder, options in settings.folders.items():
         mount("tmpfs", folder.decode(), "tmpfs", NO_SUID | NO_DEVICES, options)
 

@@ -27,8 +27,10 @@ from sandboxrl.envs.sandbox.inside.kernel import (
     mount,
 )
 
-GIVEN_ROOT, NEW_ROOT, NAMES = "/run/nursery/root", "/run/nursery/new", "/run/nursery/resolv.conf"
-"""Where the nursery has the folder, where the fresh root is made, and the addresses of name servers."""
+GIVEN_ROOT, NEW_ROOT = "/run/nursery/root", "/run/nursery/new"
+"""Where the nursery has the folder, and where the fresh root is made."""
+NAMES, MEMORY = "/run/nursery/resolv.conf", "/run/nursery/meminfo"
+"""The addresses of name servers, and what a sandbox is told of its memory."""
 OWN = ("proc", "sys", "dev", "tmp", "run", "home", "testbed")
 """Top-level folders that are never taken from a root filesystem."""
 
@@ -44,6 +46,7 @@ def enter_root(folders: dict[bytes, bytes], has_names: bool) -> None:
     for name in ("proc", "dev"):
         posix.mkdir(f"{NEW_ROOT}/{name}", 0o755)
     mount("proc", f"{NEW_ROOT}/proc", "proc", NO_SUID | NO_DEVICES | NO_PROGRAMS)
+    mount(MEMORY, f"{NEW_ROOT}/proc/meminfo", "", BIND)
     mount("/dev", f"{NEW_ROOT}/dev", "", BIND | RECURSIVE)
     for path, options in folders.items():
         _mount_below(path, options)
