@@ -34,9 +34,9 @@ TOOLS = {
     "network clients": "curl --version && wget --version",
     "databases": "sqlite3 :memory: 'select 1'",
     "package manager": "apt-get --version",
-    "packages of Python": "mkdir -p /tmp/p/tasktool && cd /tmp/p && touch tasktool/__init__.py && "
-    "printf '[project]\\nname=\"tasktool\"\\nversion=\"1\"\\n[project.scripts]\\ntasktool=\"os:getpid\"\\n' > pyproject.toml"
-    " && python3 -m pip install -q --no-index --no-build-isolation . && type tasktool",
+    "packages of Python": "mkdir -p /tmp/p/tt && cd /tmp/p && touch tt/__init__.py && "
+    "printf '[project]\\nname=\"tt\"\\nversion=\"1\"\\n[project.scripts]\\ntt=\"os:getpid\"\\n' > pyproject.toml"
+    " && python3 -m pip install -q --no-index --no-build-isolation . && type tt",
     "its share of cores": "test \"$(nproc)\" = \"$OMP_NUM_THREADS\"",
     "its share of memory": "test \"$(free -b | awk '/Mem/ {print $2}')\" = \"$MEMORY_BYTES\"",
     "working directory": "test \"$PWD\" = /testbed && touch /testbed/x",
