@@ -26,12 +26,13 @@ from bench.chaos import descendants, survivors
 from sandboxrl.data.builtin import build
 
 IMAGE = "sandboxrl/base:local"
-PR_SET_CHILD_SUBREAPER = 36
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 PARTS = {
     "worker": "ray::RolloutWorker",
     "learner": "ray::LearnerRank",
     "host": "ray::SandboxHost",
     "nursery": "/run/nursery",
+    "sandbox": "/run/nursery",
     "grader": "sandboxrl.envs.grading.worker",
 }
 """What is killed -> a part of the command line of its process."""
@@ -186,7 +187,7 @@ class Surroundings:
             command = ["dockerd", *paths, f"--pidfile={self._data}/pid", "-H", self._socket, "--bridge=none"]
             command += ["--iptables=false", "--ip6tables=false", "--storage-driver=overlay2"]
         with (self._folder / f"{server}.log").open("ab") as log:
-            self._servers[server] = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+            self._servers[server] = subprocess.Popen(command, stdout=log, stderr=log, preexec_fn=_end_with_us)
         deadline = time.monotonic() + READY_S
         while not self._answers(server):
             if self._servers[server].poll() is not None or time.monotonic() > deadline:
@@ -202,13 +203,20 @@ class Surroundings:
         return False
 
 
+def _end_with_us() -> None:
+    os.setsid()
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def running(victim: str) -> list[int]:
     """The processes below this one that are such a part of a run."""
     found = []
     for pid, _ in descendants(os.getpid()):
         command = _command(pid)
-        if PARTS[victim] in command and (victim != "nursery" or _name(_parent(pid)) == "bwrap"):
-            found.append(pid)
+        if PARTS[victim] in command and not command.startswith(("bwrap", "/usr/bin/bwrap")):
+            forked = _name(_parent(pid)) != "bwrap"
+            if victim not in ("nursery", "sandbox") or forked == (victim == "sandbox"):
+                found.append(pid)
     return found
 
 
