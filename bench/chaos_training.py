@@ -4,9 +4,9 @@
     python -m bench.chaos_training --publications [--kills 100] …      rollout workers, around publications over tcp
 
 A victim is drawn each time (driver, rollout worker, learner rank, nursery, sandbox, sandbox host, grading process, the
-judge's server, the Docker daemon: one of our own, see `bench.victims`), and a moment: counted in events of the run, or, every
-fourth time, in seconds, so that what is just starting again is hit too. A driver that was killed is started again by
-the same command. What must hold at the end of each run:
+judge's server, the Docker daemon: one of our own, see `bench.victims`), and a moment: counted in events of the run, or,
+every fourth time, in seconds, so that what is just starting again is hit too. A driver that was killed is started again
+by the same command. What must hold at the end of each run:
 
 - it ends by itself with exit code 0 and all its steps;
 - each group is trained on once, in order, whole, and always with the same task;
