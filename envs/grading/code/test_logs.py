@@ -67,6 +67,8 @@ _SUMMARY = re.compile(r"^=+ short test summary info =+\s*$", re.MULTILINE)
 _END = re.compile(r"^=+ .*\bin [\d.]+ ?s.*=+\s*$", re.MULTILINE)
 _STATUS_FIRST = re.compile(rf"^({_STATUS}) +({_TEST})(?: - .*)?$", re.MULTILINE)
 _STATUS_LAST = re.compile(rf"^({_TEST}) +({_STATUS})(?: \(.*\))?(?: +\[ *\d+%\])?\s*$", re.MULTILINE)
+_BEGUN = re.compile(r"^(\S+\.py::\S+)(?:\s|$)")
+_ALONE = re.compile(rf"^({_STATUS})(?: \(.*\))?(?: +\[ *\d+%\])?\s*$")
 _OF_WORKER = re.compile(rf"^\[gw\d+\] \[ *\d+%\] ({_STATUS}) ({_TEST})\s*$", re.MULTILINE)
 
 
@@ -83,9 +85,18 @@ def _pytest(output: str) -> Seen:
 
 
 def _verbose(output: str) -> Seen:
-    """`t.py::test_a PASSED [ 50%]`, or `[gw0] [ 50%] PASSED t.py::test_a` of several workers."""
+    """`t.py::test_a PASSED [ 50%]`, or `[gw0] [ 50%] PASSED t.py::test_a` of several workers. Where a test writes to
+    the terminal (`-s`, live logs) its status is the last that stands alone before the next test."""
     output = re.split(r"^=+ (?:FAILURES|ERRORS|PASSES) =+\s*$", output, maxsplit=1, flags=re.MULTILINE)[0]
-    seen = {match[1].strip(): match[2] for match in _STATUS_LAST.finditer(output)}
+    seen: Seen = {}
+    begun = ""
+    for line in output.splitlines():
+        if named := _STATUS_LAST.match(line):
+            seen[named[1].strip()], begun = named[2], ""
+        elif started := _BEGUN.match(line):
+            begun = started[1]
+        elif begun and (alone := _ALONE.match(line)):
+            seen[begun] = alone[1]
     return seen | {match[2].strip(): match[1] for match in _OF_WORKER.finditer(output)}
 
 

@@ -52,6 +52,12 @@ def test_r2e_gym_wants_the_same_tests_with_the_same_statuses():
     assert score_tests(TestGold("true", expected={"A.one": "PASSED"}), "") == 0.0
 
 
+def test_a_test_that_writes_to_the_terminal_has_the_last_status_that_stands_alone():
+    log = "t.py::test_a \n--- live log call ---\nERROR    app:x.py:3 boom\nPASSED    [ 50%]\n"
+    log += "t.py::test_b PASSED and more\nPASSED\nFAILED [100%]\n=== FAILURES ===\nPASSED\n"
+    assert READERS["pytest"](log) == {"t.py::test_a": "PASSED", "t.py::test_b": "FAILED"}
+
+
 LOGS = {
     "pytest_word": "PASSED t.py::test_a[x y]\nSKIPPED [2] t.py:3: no\nFAILED t.py::test_b - assert 1\nPASSED\n",
     "pytest_option": "PASSED t.py::test_a[/tmp/x/y.py]\nPASSED t.py::test_b[//h/x]\nPASSED t.py::test_c[a*/b]\n",
