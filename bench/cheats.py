@@ -25,6 +25,7 @@ import _pytest
 import iniconfig
 import packaging
 import pluggy
+import pygments
 import pytest
 
 from sandboxrl.data.task import Task
@@ -48,6 +49,7 @@ def test_two(two):
 def test_none():
     assert add(0, 0) == 0
 """
+LEXERS = ("__init__", "_mapping", "diff", "python")
 NAMES = ("test_two", "test_none")
 PASSED = "".join(f"PASSED tests/test_hidden.py::{name}\n" for name in NAMES)
 SUMMARY = f"{'=' * 9} short test summary info {'=' * 9}\n{PASSED}{'=' * 9} 2 passed in 0.01s {'=' * 9}\n"
@@ -62,6 +64,10 @@ def runner_files() -> dict[str, str]:
         folder = Path(str(package.__file__)).parent
         for path in sorted(folder.rglob("*.py")):
             found[f"{RUNNER}/{folder.name}/{path.relative_to(folder)}"] = path.read_text()
+    folder = Path(str(pygments.__file__)).parent
+    for name in ("*.py", "formatters/[_t]*.py", *map("lexers/{}.py".format, LEXERS), "styles/[_d]*.py", "filters/*.py"):
+        for path in sorted(folder.glob(name)):
+            found[f"{RUNNER}/pygments/{path.relative_to(folder)}"] = path.read_text()
     return found
 
 

@@ -20,7 +20,9 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 def mount(source: str, target: str, kind: str, flags: int, options: bytes = b"") -> None:
-    check(libc.mount(source.encode(), target.encode(), kind.encode(), flags, options), f"mount {target}")
+    """Names may be any bytes, as `posix` decodes them."""
+    places = (text.encode("utf-8", "surrogateescape") for text in (source, target))
+    check(libc.mount(*places, kind.encode(), flags, options), f"mount {target!a}")
 
 
 def write(path: str, data: bytes) -> None:
