@@ -24,7 +24,7 @@ from sandboxrl.envs.policy.chat import ChatFormat, load_tokenizer
 from sandboxrl.envs.sandbox.pool import open_backend
 from sandboxrl.envs.tools.tool_set import tool_set
 from sandboxrl.rl import trainer
-from sandboxrl.rl.cluster.connect import check_reachable, connect
+from sandboxrl.rl.cluster.connect import check_reachable, connect, head_is_gone
 from sandboxrl.rl.cluster.learners import RayLearners
 from sandboxrl.rl.cluster.placement import Placement
 from sandboxrl.rl.cluster.places import check_cluster, check_weights_arrive
@@ -250,7 +250,7 @@ async def train_run(recipe: Recipe, inputs: Inputs, progress: Progress, changes:
             with watch.on_signal():
                 await _start(workers, learners, step, checkpoints.folder(step), together)
                 check_weights_arrive(recipe, workers.nodes(), learners.node())
-                stopped = await train_to_the_end(recipe, inputs, workers, learners, log)
+                stopped = await _while_there_is_a_head(train_to_the_end(recipe, inputs, workers, learners, log))
             status = f"stopped: {stopped}" if stopped else "finished"
         finally:
             watching.cancel()
@@ -281,6 +281,21 @@ async def _start(workers: RayWorkers, learners: RayLearners, step: int, checkpoi
         await learners.start(step, checkpoint)
     else:
         await asyncio.gather(workers.start(), learners.start(step, checkpoint))
+
+
+async def _while_there_is_a_head(training: Coroutine[Any, Any, str]) -> str:
+    """The result of `training`. Raises RunFailed where the head of the cluster is gone: nothing can be started any
+    more, and Ray would end this process a minute later."""
+    tasks = asyncio.ensure_future(training), asyncio.ensure_future(head_is_gone())
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if not tasks[0].done():
+            raise RunFailed(tasks[1].result())
+        return tasks[0].result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def train_to_the_end(recipe: Recipe, inputs: Inputs, workers: RayWorkers, learners: RayLearners, log: Log) -> str:

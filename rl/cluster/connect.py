@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,13 @@ PR_SET_PDEATHSIG = 1
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Ray sets it for every job."""
 GCS = "--gcs-address="
+STARTS = 4
+"""How often to start a cluster: Ray gives its servers 30 s, which are little on a busy machine."""
 STACKS_S = 20.0
 """How long a task on another node may take to read the stacks of an actor there."""
+
+HEAD_S, HEAD_EVERY_S = 15.0, 3.0
+"""A head that cannot be reached for so long is gone; how often to look. Ray gives up after 60 s, without a word."""
 
 GUARD = """
 import os, signal, sys
@@ -52,7 +58,8 @@ holds them by descriptor, so a number that the system gives to another process m
 
 def connect(address: str) -> None:
     """Join the cluster of `address`, else that of the Ray job this runs in, else start one on this machine. Raises
-    InputError where no cluster answers. Signals are heeded as before: Ray's own handlers would abort the process."""
+    InputError where no cluster answers, TimeoutError where one does not start. Signals are heeded as before: Ray's own
+    handlers would abort the process."""
     heeded = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     try:
         _connect(address)
@@ -72,13 +79,22 @@ def _connect(address: str) -> None:
         return
     stay_on_loopback()
     logging.getLogger("ray").setLevel(logging.ERROR)  # it announces the token that guards the cluster on loopback
-    ray.init(
-        address="local",
-        include_dashboard=False,
-        log_to_driver=False,
-        configure_logging=False,
-        _system_config={"prestart_worker_first_driver": False},  # every actor has an environment of its own
-    )
+    for left in reversed(range(STARTS)):
+        try:
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                log_to_driver=False,
+                configure_logging=False,
+                _system_config={"prestart_worker_first_driver": False},  # every actor has an environment of its own
+            )
+            break
+        except Exception as error:  # a bare one
+            if "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
+            if not left:
+                raise TimeoutError(f"Ray did not start, {STARTS} times; this machine may be overloaded") from error
     guard_descendants()
 
 
@@ -116,6 +132,24 @@ def check_reachable(address: str) -> None:
             socket.create_connection((host, int(port)), timeout=10).close()
         except OSError as error:
             raise InputError(f"cluster: nothing answers at {address}: {error}") from None
+
+
+async def head_is_gone() -> str:
+    """Returns, with what to tell, when the head of the cluster could not be reached for `HEAD_S`. Ray itself tries for
+    a minute and then aborts this process."""
+    address = ray.get_runtime_context().gcs_address
+    host, _, port = address.rpartition(":")
+    heard = time.monotonic()
+    while time.monotonic() - heard < HEAD_S:
+        try:
+            async with asyncio.timeout(HEAD_S):
+                _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+            writer.close()
+            heard = time.monotonic()
+        except (OSError, TimeoutError):
+            pass
+        await asyncio.sleep(HEAD_EVERY_S)
+    return f"the head of the Ray cluster, {address}, has not answered for {HEAD_S:g} s"
 
 
 def guard_descendants() -> None:
