@@ -32,7 +32,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.victims import Surroundings, heard_outside, running
+from bench.victims import Surroundings, cluster, heard_outside, running
 from sandboxrl.data.files import read_jsonl
 from sandboxrl.rl.reports.events import EVENTS, read_events
 from sandboxrl.rl.watch import STATUS
@@ -49,7 +49,7 @@ STANDS_STILL_S = 900.0
 SAME_LOGPROB = 1e-3
 IN_SECONDS = 0.25
 """The share of moments that is drawn in seconds."""
-OFTEN = 4
+OFTEN = 5
 
 
 @dataclass(frozen=True)
@@ -323,6 +323,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of who is killed, and when")
     parser.add_argument("--minutes", type=float, default=240.0, help="no kill after so long; what runs goes to its end")
     parser.add_argument("--settings", default="", help="numbers of the settings, as in 0,3; default: all, in turn")
+    parser.add_argument("--one-cluster", action="store_true", help="all runs join one: Ray need not start each time")
     parser.add_argument("--publications", action="store_true", help="workers around publications over tcp")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     args = parser.parse_args()
@@ -330,12 +331,13 @@ def main() -> int:
     if args.publications:
         settings = [PUBLICATIONS]
     until, found, number = time.monotonic() + 60 * args.minutes, list[Found](), 0
-    with tempfile.TemporaryDirectory(prefix="sandboxrl-chaos-") as temporary:
+    joined = cluster() if args.one_cluster else contextlib.nullcontext()
+    with tempfile.TemporaryDirectory(prefix="sandboxrl-chaos-") as temporary, joined as nodes:
         while (left := args.kills - sum(one.kills.total() for one in found)) > 0 and time.monotonic() < until:
             setting = settings[number % len(settings)]
             folder = Path(temporary, str(settings.index(setting)))
             folder.mkdir(exist_ok=True)
-            with Surroundings(folder, setting.victims) as around:
+            with Surroundings(folder, setting.victims, nodes) as around:
                 many = min(left, args.per_run)
                 found.append(killed_training(folder, setting, around, many, args.seed + number, until))
             if found[-1].problems:

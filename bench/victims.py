@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -78,11 +78,11 @@ class Surroundings:
     """Tasks of which a quarter is graded by a judge's server and a quarter by a reward of one's own in a grading
     process; with "host" among `kinds` a cluster that offers sandboxes, with "daemon" a Docker daemon."""
 
-    def __init__(self, folder: Path, kinds: Sequence[str], num_tasks: int = 400) -> None:
-        self._folder, self._kinds = folder, kinds
+    def __init__(self, folder: Path, kinds: Sequence[str], cluster: Any = None, num_tasks: int = 400) -> None:
+        """`cluster`: one that offers sandboxes, which runs join; without it each starts its own."""
+        self._folder, self._kinds, self._cluster = folder, kinds, cluster
         self._stack = contextlib.ExitStack()
         self._servers: dict[str, subprocess.Popen[bytes]] = {}
-        self._cluster: Any = None
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
         (folder / "reward.py").write_text(REWARD)
         (folder / "arm.yaml").write_text('extends: compact\nanswers: {judge_equality: ""}\n')
@@ -102,11 +102,8 @@ class Surroundings:
                 self._start("daemon")
                 saved = subprocess.Popen(["docker", "save", IMAGE], stdout=subprocess.PIPE)
                 subprocess.run(["docker", "-H", self._socket, "load", "-q"], stdin=saved.stdout, check=True)
-            if "host" in self._kinds:
-                from sandboxrl.rl.cluster.jobs import own_cluster  # Ray
-
-                self._cluster = self._stack.enter_context(own_cluster())
-                self._cluster.add_node(num_cpus=2, resources={"sandboxes": 64}, dashboard_agent_listen_port=0)
+            if "host" in self._kinds and self._cluster is None:
+                self._cluster = self._stack.enter_context(cluster())
             self._ours = descendants(os.getpid())
             failed.pop_all()
         return self
@@ -129,8 +126,10 @@ class Surroundings:
         ]
         if "daemon" in self._kinds:
             words += ["sandbox.backend=docker", f"sandbox.image={IMAGE}", f"sandbox.socket={self._data}/socket"]
+        if self._cluster is not None:
+            words.append(f"cluster={self._cluster.address}")
         if "host" in self._kinds:
-            words += [f"cluster={self._cluster.address}", "sandbox.remote=true"]
+            words.append("sandbox.remote=true")
         return words
 
     def kill(self, victim: str, rng: random.Random) -> bool:
@@ -170,9 +169,10 @@ class Surroundings:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 server.wait(20)
         self._stack.close()
-        for pid, _ in descendants(os.getpid()):  # a containerd whose daemon was killed
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        for pid, _ in descendants(os.getpid()):
+            if _command(pid).startswith("containerd"):  # its daemon was killed
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
     @property
     def _socket(self) -> str:
@@ -201,6 +201,16 @@ class Surroundings:
             socket.create_connection(("127.0.0.1", self._port), timeout=1).close()
             return True
         return False
+
+
+@contextlib.contextmanager
+def cluster() -> Iterator[Any]:
+    """A Ray cluster of two nodes, of which one offers sandboxes."""
+    from sandboxrl.rl.cluster.jobs import own_cluster  # Ray
+
+    with own_cluster() as nodes:
+        nodes.add_node(num_cpus=2, resources={"sandboxes": 64}, dashboard_agent_listen_port=0)
+        yield nodes
 
 
 def _end_with_us() -> None:

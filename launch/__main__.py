@@ -36,6 +36,8 @@ VERBS = {
 }
 PATH_TROUBLE = ("Symlink loop from", "Could not determine home directory")
 """What pathlib raises as a RuntimeError, though it is a path that is wrong."""
+NO_THREAD = "can't start new thread"
+"""What Python raises as a RuntimeError where the system allows no more of them."""
 NESTED = ("check", "data", "image")
 """Verbs with verbs of their own: argparse cannot take their options and their words in any order."""
 
@@ -59,7 +61,9 @@ def _exit_code(words: Sequence[str]) -> int:
     except SystemExit as ended:  # argparse has printed a help text
         return int(ended.code or 0)
     except InputError as error:
-        return _failed(words, 2, one_line(error, 2000), error)
+        cause = error.__cause__  # a sandbox that cannot be started may lack descriptors
+        fault = isinstance(cause, OSError) and is_machine_fault(cause)
+        return _failed(words, 1 if fault else 2, one_line(error, 2000), error)
     except KeyboardInterrupt as error:
         return _failed(words, 1, "interrupted" + "".join(f"; {note}" for note in error.args), error)
     except BrokenPipeError:
@@ -69,6 +73,8 @@ def _exit_code(words: Sequence[str]) -> int:
     except Exception as error:
         if str(error).startswith(PATH_TROUBLE):
             return _failed(words, 2, one_line(error), error)
+        if str(error) == NO_THREAD:
+            return _failed(words, 1, "no further process or thread may be started here (ulimit -u, or pids.max)", error)
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{os.path.basename(place.filename)}:{place.lineno}; SANDBOXRL_TRACEBACK=1 shows the whole trace"
         return _failed(words, 1, f"internal error: {described(error)} ({where})", error)

@@ -44,6 +44,8 @@ class VllmEngine:
     """One vLLM engine, many requests at a time; one in a process. An `envs.policy.protocol.Engine` whose weights can
     change."""
 
+    abort_grace_s, call_timeout_s = ABORT_GRACE_S, CALL_TIMEOUT_S
+
     def __init__(self, model: str, config: EngineConfig, stop_ids: Sequence[int] = ()) -> None:
         """`model` is a Hugging Face folder. A token of `stop_ids` ends a request and is kept as its last token."""
         self._model, self._config, self._stop_ids = model, config, list(stop_ids)
@@ -87,9 +89,9 @@ class VllmEngine:
             if not answer.done():
                 self._jobs.put(lambda: self._cut(request))
                 # it waits its turn behind new weights that are being loaded
-                await asyncio.wait({answer}, timeout=CALL_TIMEOUT_S if self._paused else ABORT_GRACE_S)
+                await asyncio.wait({answer}, timeout=self.call_timeout_s if self._paused else self.abort_grace_s)
             if not answer.done():
-                self._lose(f"the engine has not answered for {ABORT_GRACE_S:.0f} s")
+                self._lose(f"the engine has not answered for {self.abort_grace_s:g} s")
             found: Sampled = await answer
             return found
         finally:
@@ -208,9 +210,9 @@ class VllmEngine:
                     raise
 
         self._jobs.put(job)
-        await asyncio.wait({answer}, timeout=CALL_TIMEOUT_S)
+        await asyncio.wait({answer}, timeout=self.call_timeout_s)
         if not answer.done():
-            self._lose(f"the engine has been busy with one call for {CALL_TIMEOUT_S:.0f} s")
+            self._lose(f"the engine has been busy with one call for {self.call_timeout_s:g} s")
         return await answer
 
     def _settle(self, request: str, value: Any) -> None:

@@ -15,6 +15,7 @@ Size: the backend and its nursery share one protocol with the programs inside; a
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import functools
 import os
@@ -59,6 +60,7 @@ PIDFD_GET_INFO, PIDFD_INFO_EXIT = 0xC040FF0B, 1 << 3
 CLOSE_S = 2.0
 FULL_S = 0.001
 """How long to wait when the nursery has more requests than its socket holds."""
+EXHAUSTED = "Resource temporarily unavailable"
 OLDEST_VERSION = (0, 5)
 
 ARGUMENTS = ("--unshare-pid", "--as-pid-1", "--die-with-parent", "--new-session", "--cap-drop", "ALL", "--clearenv")
@@ -264,6 +266,10 @@ class _Nursery:
         if not ready:
             said = self.said()
             self.close(grace_s=0)
+            if EXHAUSTED in said:
+                raise BackendUnavailable(
+                    f"no further process may be started here (ulimit -u, or pids.max): {said}"
+                ) from OSError(errno.EAGAIN, said)
             raise BackendUnavailable(_mend(said))
         self._control.setblocking(False)
         lease.hold(self._control.fileno())

@@ -1,6 +1,7 @@
 """The engine: what it draws, how requests end, and that its death is noticed at once."""
 
 import asyncio
+import threading
 import time
 
 import pytest
@@ -121,6 +122,27 @@ def test_a_failed_update_ends_the_engine_which_is_an_error_for_everything_in_fli
             one.run(one.engine.generate(PROMPT, 5, Sampling(), 60))
         with pytest.raises(EngineLost):
             one.run(one.engine.version())
+
+
+def test_an_engine_that_stops_answering_is_lost_within_its_deadline(tmp_path):
+    with running(tmp_path) as one:
+        engine, released = one.engine, threading.Event()
+        engine.abort_grace_s, engine.call_timeout_s = 0.3, 0.6
+
+        async def hang():
+            stuck = asyncio.create_task(engine.call_ranks(lambda rank: released.wait()))
+            await asyncio.sleep(0.1)
+            started = time.monotonic()
+            with pytest.raises(EngineLost, match="has not answered for 0.3 s"):
+                await engine.generate(PROMPT, 5, Sampling(), 0.1)
+            assert time.monotonic() - started < 2 and not engine.healthy
+            with pytest.raises(EngineLost):
+                await stuck
+
+        try:
+            one.run(hang())
+        finally:
+            released.set()
 
 
 def test_a_model_that_is_not_there_is_an_error_and_no_hang(tmp_path):
