@@ -168,11 +168,14 @@ class Surroundings:
         for server in self._servers.values():
             with contextlib.suppress(subprocess.TimeoutExpired):
                 server.wait(20)
-        self._stack.close()
         for pid, _ in descendants(os.getpid()):
-            if _command(pid).startswith("containerd"):  # its daemon was killed
+            if "daemon" in self._kinds and self._data in _command(pid):  # of a daemon that was killed
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
+        if "daemon" in self._kinds:
+            mounted = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines() if self._data in line]
+            subprocess.run(["umount", "--lazy", *sorted(set(mounted), reverse=True)], capture_output=True)
+        self._stack.close()
 
     @property
     def _socket(self) -> str:
@@ -191,7 +194,8 @@ class Surroundings:
         deadline = time.monotonic() + READY_S
         while not self._answers(server):
             if self._servers[server].poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"{server} does not start: see {self._folder}/{server}.log")
+                said = (self._folder / f"{server}.log").read_text(errors="replace")[-500:]
+                raise RuntimeError(f"{server} does not start: {said}")
             time.sleep(0.1)
 
     def _answers(self, server: str) -> bool:
