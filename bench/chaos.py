@@ -1,16 +1,18 @@
-"""An evaluation killed with SIGKILL again and again must end as if it had never been.
+"""An evaluation of which a part is killed with SIGKILL again and again must end as if that had never been.
 
     python -m bench.chaos [--quick] --out FILE.json
 
 | measure | ours | goal |
 |---|---|---|
-| `chaos/kills` | kills in the middle of one evaluation | at least 50 (10 with --quick) |
+| `chaos/kills` | kills in the middle of one evaluation | at least 200 (20 with --quick) |
+| `chaos/kills/<what>` | of them: the evaluation itself, its nursery, a sandbox, a grading process | |
 | `chaos/rows_differing` | results lost, doubled or other than those of an uninterrupted run | 0 |
 | `chaos/left_running` | sandboxes and grading processes that outlived a kill | 0 |
 | `chaos/seconds_per_kill` | from one start to the next | |
 
 The model is scripted: its answers depend on the prompt and the seed alone, so the results can be compared one by one.
-Each time the run is allowed a random number of further results, and is killed a random moment later.
+Each time the run is allowed a random number of further results, and something of it is killed a random moment later.
+What the machine lost more often than the evaluation tries is left to the same command, which is started again.
 """
 
 import argparse
@@ -29,17 +31,19 @@ from pathlib import Path
 from typing import Any
 
 from bench.report import measure, write_report
+from bench.victims import collect_orphans, descendants, running, survivors
 from sandboxrl.rl.evaluation.evaluate import RESULTS, read_results, result_key
 
 ROOT = Path(__file__).resolve().parents[1]
 NUM_TASKS = 5
+VICTIMS = ("driver", "nursery", "sandbox", "grader")
 
 
 @dataclass
 class Chaos:
     """What became of an evaluation that was killed many times."""
 
-    num_kills: int
+    kills: Counter[str]
     num_left_running: int
     differing: list[Any]
     """Results that are not exactly once those of the uninterrupted run."""
@@ -50,49 +54,61 @@ class Chaos:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.chaos", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--quick", action="store_true", help="10 kills instead of 50")
+    parser.add_argument("--quick", action="store_true", help="20 kills instead of 200")
     args = parser.parse_args()
-    wanted = 10 if args.quick else 50
+    wanted = 20 if args.quick else 200
     with tempfile.TemporaryDirectory(prefix="sandboxrl-chaos-") as folder:
-        found = killed_evaluation(Path(folder), repeats=4 * wanted // NUM_TASKS, most_results=7, seed=0)
+        found = killed_evaluation(Path(folder), repeats=wanted // NUM_TASKS, most_results=3, seed=0)
     measures = {
-        "chaos/kills": measure(found.num_kills, at_least=wanted, goal=f"at least {wanted}"),
+        "chaos/kills": measure(found.kills.total(), at_least=wanted, goal=f"at least {wanted}"),
+        **{f"chaos/kills/{what}": measure(count) for what, count in found.kills.items()},
         "chaos/rows_differing": measure(len(found.differing), at_most=0, goal="0"),
         "chaos/left_running": measure(found.num_left_running, at_most=0, goal="0"),
-        "chaos/seconds_per_kill": measure(found.seconds / max(1, found.num_kills)),
+        "chaos/seconds_per_kill": measure(found.seconds / max(1, found.kills.total())),
     }
     write_report(args.out, measures)
 
 
 def killed_evaluation(folder: Path, repeats: int, most_results: int, seed: int) -> Chaos:
-    """Run one evaluation undisturbed, and another that is killed whenever it has added 0 to `most_results` results."""
+    """Run one evaluation undisturbed, and another of which something is killed whenever it has added 0 to
+    `most_results` results."""
+    collect_orphans()
     calm = evaluation(folder, folder / "calm", repeats)
     _, told = calm.communicate()
     if calm.returncode:
         raise RuntimeError(f"the undisturbed evaluation failed: {told[-2000:]}")
-    rng, out = random.Random(seed), folder / "killed"
-    num_kills = num_left = 0
+    rng, out, kills, num_left = random.Random(seed), folder / "killed", Counter[str](), 0
     started_s = time.monotonic()
+    process = evaluation(folder, out, repeats, delay_s=0.05)
     while True:
-        process, before = evaluation(folder, out, repeats, delay_s=0.05), num_lines(out)
-        wanted = rng.randint(0, most_results)  # counted in results, so that a slow machine gets on as well
+        before, wanted = num_lines(out), rng.randint(0, most_results)  # in results, so that a slow machine gets on
         while process.poll() is None and num_lines(out) < before + wanted:
             time.sleep(0.002)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=rng.uniform(0.0, 0.3))
-        if process.poll() is None:
+        victim = rng.choice(VICTIMS)
+        if process.poll() is not None:
+            _, told = process.communicate()
+            num_left += len(survivors(descendants(os.getpid())))
+            if process.returncode == 0:
+                break
+            if process.returncode != 1 or "lost" not in told:
+                raise RuntimeError(f"the continued evaluation failed: {told[-2000:]}")
+            process = evaluation(folder, out, repeats, delay_s=0.05)
+        elif victim == "driver":
             started = descendants(process.pid)
-            process.send_signal(signal.SIGKILL)
-            num_kills += 1
+            process.kill()
+            process.communicate()
+            kills[victim] += 1
             num_left += len(survivors(started))
-        _, told = process.communicate()
-        if process.returncode == 0:
-            break
-        if process.returncode != -signal.SIGKILL:
-            raise RuntimeError(f"the continued evaluation failed: {told[-2000:]}")
+            process = evaluation(folder, out, repeats, delay_s=0.05)
+        elif pids := running(victim):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(rng.choice(pids), signal.SIGKILL)
+                kills[victim] += 1
     ours, undisturbed = outcomes(out), outcomes(folder / "calm")
     differing = [*(ours - undisturbed), *(undisturbed - ours)]
-    return Chaos(num_kills, num_left, differing, ours.total(), time.monotonic() - started_s)
+    return Chaos(kills, num_left, differing, ours.total(), time.monotonic() - started_s)
 
 
 def evaluation(folder: Path, out: Path, repeats: int, delay_s: float = 0.0) -> subprocess.Popen[str]:
@@ -123,42 +139,6 @@ def outcomes(folder: Path) -> Counter[Any]:
 def num_lines(folder: Path) -> int:
     file = folder / RESULTS
     return file.read_bytes().count(b"\n") if file.exists() else 0
-
-
-def descendants(pid: int) -> set[tuple[int, str]]:
-    """Every process below `pid`, as (pid, start time)."""
-    parents = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        if (fields := _stat(int(folder.name))) is not None:
-            parents[int(folder.name)] = int(fields[1]), fields[19]
-    found: set[tuple[int, str]] = set()
-    level = {pid}
-    while level:
-        level = {child for child, (parent, _) in parents.items() if parent in level}
-        found |= {(child, parents[child][1]) for child in level}
-    return found
-
-
-def survivors(processes: set[tuple[int, str]], patience_s: float = 10.0) -> set[int]:
-    """Those of `processes` that still run after `patience_s`."""
-    deadline = time.monotonic() + patience_s
-    while True:
-        left = set()
-        for pid, started in processes:
-            fields = _stat(pid)
-            if fields is not None and fields[19] == started and fields[0] != "Z":
-                left.add(pid)
-        if not left or time.monotonic() > deadline:
-            return left
-        time.sleep(0.02)
-
-
-def _stat(pid: int) -> list[str] | None:
-    """The fields of /proc/PID/stat after the name, or None for a process that is gone."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
 
 
 if __name__ == "__main__":

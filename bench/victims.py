@@ -22,7 +22,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from bench.chaos import descendants, survivors
 from sandboxrl.data.builtin import build
 
 IMAGE = "sandboxrl/base:local"
@@ -83,7 +82,7 @@ class Surroundings:
         self._folder, self._kinds, self._cluster = folder, kinds, cluster
         self._stack = contextlib.ExitStack()
         self._servers: dict[str, subprocess.Popen[bytes]] = {}
-        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+        collect_orphans()
         (folder / "reward.py").write_text(REWARD)
         (folder / "arm.yaml").write_text('extends: compact\nanswers: {judge_equality: ""}\n')
         rows = [json.loads(task.to_json()) for task in build("tiny", "train", num_tasks, seed=0)]
@@ -207,6 +206,42 @@ class Surroundings:
         return False
 
 
+def descendants(pid: int) -> set[tuple[int, str]]:
+    """Every process below `pid`, as (pid, start time)."""
+    parents = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        if (fields := _stat(int(folder.name))) is not None:
+            parents[int(folder.name)] = int(fields[1]), fields[19]
+    found: set[tuple[int, str]] = set()
+    level = {pid}
+    while level:
+        level = {child for child, (parent, _) in parents.items() if parent in level}
+        found |= {(child, parents[child][1]) for child in level}
+    return found
+
+
+def survivors(processes: set[tuple[int, str]], patience_s: float = 10.0) -> set[int]:
+    """Those of `processes` that still run after `patience_s`."""
+    deadline = time.monotonic() + patience_s
+    while True:
+        left = set()
+        for pid, started in processes:
+            fields = _stat(pid)
+            if fields is not None and fields[19] == started and fields[0] != "Z":
+                left.add(pid)
+        if not left or time.monotonic() > deadline:
+            return left
+        time.sleep(0.02)
+
+
+def _stat(pid: int) -> list[str] | None:
+    """The fields of /proc/PID/stat after the name, or None for a process that is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+
+
 @contextlib.contextmanager
 def cluster() -> Iterator[Any]:
     """A Ray cluster of two nodes, of which one offers sandboxes."""
@@ -220,6 +255,11 @@ def cluster() -> Iterator[Any]:
 def _end_with_us() -> None:
     os.setsid()
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def collect_orphans() -> None:
+    """From now on what outlives its parent, anywhere below this process, becomes a child of this one."""
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
 def running(victim: str) -> list[int]:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.chaos import ROOT, descendants, num_lines, survivors
+from bench.chaos import ROOT, num_lines
+from bench.victims import descendants, survivors
 from sandboxrl.rl.evaluation.evaluate import read_results
 from tests.data.test_benchmarks import PUBLISHED
 from tests.rl.evaluation.test_evaluate import needs_bubblewrap
