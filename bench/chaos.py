@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.report import measure, write_report
-from bench.victims import collect_orphans, descendants, running, survivors
+from bench.victims import LEFT_S, collect_orphans, descendants, running, survivors
 from sandboxrl.rl.evaluation.evaluate import RESULTS, read_results, result_key
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -89,7 +89,7 @@ def killed_evaluation(folder: Path, repeats: int, most_results: int, seed: int) 
         victim = rng.choice(VICTIMS)
         if process.poll() is not None:
             _, told = process.communicate()
-            num_left += len(survivors(descendants(os.getpid())))
+            num_left += len(survivors(descendants(os.getpid()), LEFT_S))
             if process.returncode == 0:
                 break
             if process.returncode != 1 or "lost" not in told:
@@ -100,7 +100,7 @@ def killed_evaluation(folder: Path, repeats: int, most_results: int, seed: int) 
             process.kill()
             process.communicate()
             kills[victim] += 1
-            num_left += len(survivors(started))
+            num_left += len(survivors(started, LEFT_S))
             process = evaluation(folder, out, repeats, delay_s=0.05)
         elif pids := running(victim):
             with contextlib.suppress(ProcessLookupError):
