@@ -10,7 +10,9 @@ import pytest
 from sandboxrl.data.errors import InputError
 from sandboxrl.envs.sandbox.docker import Docker
 from sandboxrl.envs.sandbox.protocol import BackendUnavailable, SandboxConfig
+from sandboxrl.launch.__main__ import main
 from sandboxrl.launch.image import ROOT, build_image, check_image, configure, write_context
+from tests.rl.evaluation.test_evaluate import needs_bubblewrap
 
 BASE = "sandboxrl/base:local"
 
@@ -68,3 +70,12 @@ def test_a_check_names_what_is_missing(capsys):
     assert "FAILED  NumPy" in said and "ok      bash" in said and "digest  sha256:" in said
     with pytest.raises(BackendUnavailable, match="image build"):
         asyncio.run(check_image("sandboxrl/nowhere:never", SandboxConfig().socket))
+
+
+def test_the_same_tools_are_looked_for_in_a_bubblewrap_sandbox(capsys):
+    needs_bubblewrap()
+    assert main(["image", "check", "--backend", "bubblewrap"]) in (0, 1)  # what this machine has
+    lines = capsys.readouterr().out.splitlines()
+    assert "ok      bash" in lines and any(line.startswith("limit   memory_bytes: ") for line in lines)
+    assert main(["image", "check", "--rootfs", "/"]) == 2
+    assert "--rootfs is of bubblewrap: add --backend bubblewrap" in capsys.readouterr().err
