@@ -88,37 +88,3 @@ def test_the_cluster_that_readme_starts_takes_a_recipe_as_a_job(short_folder: Pa
     finally:
         head.terminate()
         head.wait(60)
-
-
-LISTENING = """
-    import json, os, signal
-    import ray
-    from bench.victims import collect_orphans, descendants, heard_outside, survivors
-    from sandboxrl.rl.cluster.connect import connect, end_with_raylet
-
-    collect_orphans()
-    connect("")
-
-    @ray.remote(num_cpus=0)
-    class Actor:
-        def __init__(self):
-            end_with_raylet()
-        def pid(self):
-            return os.getpid()
-
-    pid = ray.get(Actor.remote().pid.remote())
-    (raylet,) = [one for one, _ in descendants(os.getpid()) if pid in [child for child, _ in descendants(one)]][-1:]
-    actor = {one for one in descendants(os.getpid()) if one[0] == pid}
-    print(json.dumps(heard_outside()))
-    os.kill(raylet, signal.SIGKILL)
-    print(json.dumps(len(survivors(actor))), flush=True)
-    os._exit(0)  # Ray's client ends this process in its own way when its raylet is gone
-"""
-
-
-def test_a_cluster_of_ones_own_listens_on_loopback_and_its_actors_end_with_it() -> None:
-    """Also where orphans are collected by another process than the first of the machine."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    words = [sys.executable, "-c", textwrap.dedent(LISTENING)]
-    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.stdout.splitlines()[-2:] == ["[]", "0"], done.stdout + done.stderr
