@@ -17,7 +17,7 @@ from sandboxrl.envs.sandbox.bubblewrap.cgroups import PREFIX
 from sandboxrl.envs.sandbox.host.owner import owner_of
 from sandboxrl.envs.sandbox.pool import open_backend
 from sandboxrl.envs.sandbox.protocol import SandboxConfig, SandboxDied
-from tests.processes import children
+from tests.processes import children, control_groups
 
 RESOLVERS = Path("/etc/resolv.conf")
 
@@ -192,7 +192,7 @@ def test_more_can_be_asked_for_at_once_than_a_socket_holds(bubblewrap):
 
 
 def groups_of_this_process() -> set[str]:
-    return {path.parts[-1] for path in Path("/sys/fs/cgroup").rglob(f"{PREFIX}{owner_of(os.getpid())}.*")}
+    return {path.name for path in control_groups(f"{PREFIX}{owner_of(os.getpid())}.*")}
 
 
 def test_starts_that_nobody_waits_for_leave_nothing(bubblewrap):

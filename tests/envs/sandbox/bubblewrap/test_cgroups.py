@@ -10,6 +10,7 @@ from sandboxrl.envs.sandbox.bubblewrap.cgroups import MEMBERS, TOP, Cgroups
 from sandboxrl.envs.sandbox.pool import open_backend
 from sandboxrl.envs.sandbox.protocol import Limits, SandboxConfig
 from tests.envs.conftest import ORDINARY_UID, as_ordinary_user, in_a_child
+from tests.processes import control_groups
 
 ROOT = Path("/sys/fs/cgroup")
 
@@ -51,13 +52,13 @@ def limits_of_a_sandbox():
         try:
             assert backend.describe_limits()["cpus"] == "control group"
             assert (await box.exec("echo $((6 * 7))")).stdout == b"42\n"
-            (made,) = ROOT.rglob(f"sandboxrl.*:{os.getpid()}:*.{box.id}")
+            (made,) = control_groups(f"sandboxrl.*:{os.getpid()}:*.{box.id}", str(ROOT))
             assert (made / "cgroup.procs").read_text().split(), "PID 1 is in it"
             return made.parent, [(made / name).read_text().strip() for name in ("memory.max", "pids.max", "cpu.max")]
         finally:
             await box.close()
             await backend.close()
-            assert not list(ROOT.rglob(f"sandboxrl.*:{os.getpid()}:*"))
+            assert not control_groups(f"sandboxrl.*:{os.getpid()}:*", str(ROOT))
 
     return asyncio.run(body())
 

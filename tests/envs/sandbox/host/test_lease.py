@@ -17,6 +17,7 @@ from sandboxrl.envs.sandbox.bubblewrap.cgroups import PREFIX
 from sandboxrl.envs.sandbox.host import lease
 from sandboxrl.envs.sandbox.host.owner import owner_of
 from sandboxrl.envs.sandbox.protocol import Limits
+from tests.processes import control_groups
 
 OWNER = """
 import asyncio, os, sys, time
@@ -92,7 +93,7 @@ def left_by(machine, backend) -> list[str]:
     if machine.backend == "docker":
         words = ["docker", "ps", "-a", "-q", "--filter", f"label=sandboxrl.owner={owner_of(os.getpid())}"]
         return subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()
-    return [str(path) for path in Path("/sys/fs/cgroup").rglob(f"{PREFIX}*:{os.getpid()}:*")]
+    return [str(path) for path in control_groups(f"{PREFIX}*:{os.getpid()}:*")]
 
 
 def test_starts_that_are_cancelled_leave_nothing(machine):
