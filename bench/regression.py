@@ -23,7 +23,7 @@ MEASURED = re.compile(r"time/|wall_s$|^sandbox/")
 SMALL = (
     "steps=3 max_staleness=0 seed=5 groups_per_step=4 group_size=4 tasks.eval.heldout.num_tasks=16 evaluation.every=0 "
     "replace_uninformative=2 sandbox.warm=8 loss.aggregation=token_mean learner.learning_rate=1e-4 "
-    "learner.schedule=constant learner.schedule_floor=0"
+    "learner.schedule=constant learner.schedule_floor=0 loss.old_logprobs=learner"
 )
 """Set here is what the recorded runs had and the quickstart has changed since."""
 RUNS = {
