@@ -63,7 +63,8 @@ def is_finished(recipe: Recipe) -> bool:
     """Whether nothing is left to do in the run folder."""
     file = recipe.run_dir / SUMMARY
     summary = read_object(file) if file.is_file() else {}
-    return bool(summary.get("status") == "finished" and int(summary.get("steps", 0)) >= recipe.steps)
+    steps = summary.get("steps")
+    return summary.get("status") == "finished" and isinstance(steps, int) and steps >= recipe.steps
 
 
 def out_of_job(recipe: Recipe, folder: Path) -> Recipe:

@@ -50,10 +50,13 @@ def load_tokenizer(folder: str | Path) -> Any:
 
     try:
         if (Path(folder) / "tokenizer.json").is_file():
-            return PreTrainedTokenizerFast.from_pretrained(folder)
-        from transformers import AutoTokenizer
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+        else:
+            from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(folder)
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer("a text", add_special_tokens=False)  # wrong settings show when they are used
+        return tokenizer
     except Exception as error:  # the library reads a damaged file with errors of every kind, bare ones too
         raise InputError(f"{folder}: its tokenizer cannot be read: {described(error)}") from error
 

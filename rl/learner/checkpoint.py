@@ -181,7 +181,7 @@ class Checkpoints:
             return {}
         try:
             return {str(why): int(step) for why, step in json.loads(file.read_text()).items()}
-        except (ValueError, AttributeError, TypeError) as error:
+        except (ValueError, OverflowError, AttributeError, TypeError) as error:
             raise InputError(f"{file} is damaged ({error}); remove it") from None
 
     def run_id(self) -> str:

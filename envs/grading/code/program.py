@@ -2,11 +2,11 @@
 
 The gold is JSON: `tests` (Python code that raises where something is wrong; it sees what the answer defines), and
 `solution` (optional), an answer that passes, for the rehearsal and `data check`. The tests run after the answer in one
-Python process, in a sandbox of their own without network, with `timeout_s` (30). They pass if they come to their end: the
-last line prints a word, so that an answer which exits early passes nothing.
+Python process, in a sandbox of their own without network, with `timeout_s` (30). They pass if they come to their end:
+the last line prints a word, so that an answer which exits early passes nothing.
 
-An answer shares that process with its tests, as in HumanEval's harness: one that sets out to can find tests and word, and
-pass. Where a policy must not, put the tests into hidden files that run the work from outside (`repository_tests.py`).
+An answer shares that process with its tests, as in HumanEval's harness: one that sets out to can find tests and word,
+and pass. Where a policy must not, put the tests into hidden files that run the work from outside.
 """
 
 import json
