@@ -3,12 +3,24 @@
 import asyncio
 import os
 import signal
+import time
+from collections.abc import Iterator
 
 import pytest
 
 from sandboxrl.launch.signals import like_ctrl_c, run_async
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@pytest.fixture(autouse=True)
+def as_in_a_terminal() -> Iterator[None]:
+    """Whatever the tests themselves were started by: `nohup`, or a shell that gave them to the background."""
+    usual = {number: signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL for number in ENDING}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("number", ENDING, ids=lambda number: number.name)
@@ -36,7 +48,7 @@ def test_work_without_a_loop_is_interrupted(number: signal.Signals) -> None:
     before = signal.getsignal(number)
     with pytest.raises(KeyboardInterrupt), like_ctrl_c():
         os.kill(os.getpid(), number)
-        signal.pause()
+        time.sleep(5)
     assert signal.getsignal(number) is before
 
 
