@@ -68,7 +68,7 @@ def test_a_copied_folder_goes_on_under_its_new_name(begun: Path, tmp_path: Path)
 
 
 def test_a_finished_run_is_left_as_it_is(begun: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (begun / "summary.json").write_text(json.dumps({"status": "finished", "steps": 20}))
+    (begun / "summary.json").write_text(json.dumps({"status": "finished", "steps": recipe(tmp_path).steps}))
     before = {file.name: file.read_bytes() for file in begun.iterdir()}
     assert main(["train", str(TINY), f"out={tmp_path}", "name=a", "sandbox.warm=3"]) == 0
     assert "is finished already" in capsys.readouterr().out
