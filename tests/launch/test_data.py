@@ -12,7 +12,7 @@ import pytest
 from sandboxrl.data.sources import load_source
 from sandboxrl.data.task import Task
 from sandboxrl.envs.grading.grader import Grader
-from sandboxrl.envs.sandbox.pool import open_backend
+from sandboxrl.envs.sandbox.pool import Pool, open_backend
 from sandboxrl.envs.sandbox.protocol import DOCUMENTS, BackendUnavailable, SandboxConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -142,27 +142,25 @@ FIXED = {"add": "return a + b", "double": "return 2 * a", "last": "return a[-1]"
 
 
 def test_a_fixed_repository_passes_its_hidden_tests_and_an_untouched_one_does_not() -> None:
-    async def scores(task: Task, name: str) -> tuple[float, float]:
-        backend = open_backend(SandboxConfig())
-        grader = Grader()
+    async def scores(task: Task, name: str) -> list[float]:
+        pool = Pool(open_backend(SandboxConfig()), warm=0)
+        grader = Grader(pool=pool)
+        (path, text), *_ = task.documents.items()
+        head, _, _ = text.rpartition("return")
+        found = []
         try:
-            box = await backend.start()
-            try:
-                (path, text), *_ = task.documents.items()
-                await box.write({f"{DOCUMENTS}/{path}": text.encode()})
-                untouched = await grader.grade(task, "done", box)
-                head, _, _ = text.rpartition("return")
-                await box.write({f"{DOCUMENTS}/{path}": (head + FIXED[name] + "\n").encode()})
-                return untouched, await grader.grade(task, "done", box)
-            finally:
-                await box.close()
+            for work in (text, head + FIXED[name] + "\n"):
+                async with pool.sandbox() as box:
+                    await box.write({f"{DOCUMENTS}/{path}": work.encode()})
+                    found.append(await grader.grade(task, "done", box))
         finally:
             await grader.close()
-            await backend.close()
+            await pool.close()
+        return found
 
     try:
         for task in load_source({"source": "swe", "path": str(ROOT / "recipes/ablations/tiny/swe.jsonl")}):
-            assert asyncio.run(scores(task, task.id.removeprefix("tiny-"))) == (0.0, 1.0), task.id
+            assert asyncio.run(scores(task, task.id.removeprefix("tiny-"))) == [0.0, 1.0], task.id
     except BackendUnavailable as error:
         pytest.skip(str(error))
 
