@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import ActorUnavailableError, RayActorError
+from ray.exceptions import ActorUnavailableError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sandboxrl.envs.sandbox.host import lease
@@ -32,7 +32,7 @@ from sandboxrl.envs.sandbox.protocol import (
     Snapshots,
 )
 from sandboxrl.rl.cluster.connect import end_with_raylet
-from sandboxrl.rl.cluster.remote_box import RemoteBox, answered
+from sandboxrl.rl.cluster.remote_box import HOST_LOST, RemoteBox, answered
 
 RESOURCE = "sandboxes"
 SHARE = 0.001
@@ -227,7 +227,7 @@ class RemoteBackend:
         starting = asyncio.ensure_future(answered(host.actor.start.remote(holder, image)))
         try:
             answer = await asyncio.shield(starting)
-        except RayActorError as error:
+        except HOST_LOST as error:
             gone()
             self._drop(host, error)  # the others go on
             raise SandboxDied(f"a sandbox host is gone: {error}") from error
@@ -249,7 +249,7 @@ class RemoteBackend:
         for task in self._abandoned:
             task.cancel()
         for actor in self._hosts:
-            with contextlib.suppress(RayActorError):
+            with contextlib.suppress(*HOST_LOST):
                 ray.kill(actor)
 
     def _count(self, host: _Host) -> Callable[[], None]:
@@ -278,7 +278,7 @@ class RemoteBackend:
                 answer = await starting
                 if not isinstance(answer, SandboxError):
                     await host.actor.close_box.remote(holder, answer)
-            except RayActorError as error:
+            except HOST_LOST as error:
                 self._drop(host, error)
             finally:
                 gone()
@@ -287,7 +287,7 @@ class RemoteBackend:
         self._abandoned.add(task)
         task.add_done_callback(self._abandoned.discard)
 
-    def _drop(self, host: _Host, error: RayActorError) -> None:
+    def _drop(self, host: _Host, error: RayError) -> None:
         """Never ask a host again whose node is lost. One that Ray is starting anew is asked last."""
         if isinstance(error, ActorUnavailableError):
             host.failures += 1
@@ -308,7 +308,7 @@ class RemoteBackend:
                     writer.write(holder.encode() + b"\n")
                     if await reader.readline() != b"held\n":
                         raise ConnectionError("no lease was given")
-            except RayActorError as error:
+            except HOST_LOST as error:
                 self._drop(host, error)
                 raise SandboxDied(f"a sandbox host is gone: {error}") from error
             except (OSError, TimeoutError) as error:

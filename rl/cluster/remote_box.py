@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ray.exceptions import RayActorError
+from ray.exceptions import ActorUnschedulableError, RayActorError
 
 from sandboxrl.envs.sandbox.protocol import (
     WORKDIR,
@@ -20,6 +20,9 @@ from sandboxrl.envs.sandbox.protocol import (
     ShellResult,
 )
 from sandboxrl.envs.sandbox.snapshot import MAX_SNAPSHOT, Snapshot
+
+HOST_LOST = (RayActorError, ActorUnschedulableError)
+"""A host has ended; or the node is gone where Ray would start it anew."""
 
 
 class RemoteBox:
@@ -109,7 +112,7 @@ class RemoteBox:
         if not self._closed:
             self._ended = self._closed = True
             self._gone()
-            with contextlib.suppress(RayActorError):  # the host is gone, and its sandboxes with it
+            with contextlib.suppress(*HOST_LOST):  # the host is gone, and its sandboxes with it
                 await self._host.close_box.remote(self._holder, self.id)
 
     async def _call(self, method: str, arguments: dict[str, Any]) -> Any:
@@ -120,7 +123,7 @@ class RemoteBox:
     async def _answered(self, asked: Any) -> Any:
         try:
             answer = await asked
-        except RayActorError as error:
+        except HOST_LOST as error:
             self._ended = True
             raise SandboxDied(f"sandbox {self.id}: its host is gone: {error}") from error
         if isinstance(answer, SandboxError):

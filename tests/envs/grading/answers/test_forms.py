@@ -113,6 +113,7 @@ def test_no_answer_of_another_problem_is_right_by_accident() -> None:
     pairs = [(a, b) for a in values.values() for b in values.values() if a != b]
     pairs = random.Random(0).sample(pairs, 2100)
     same = {("x=1 \\text{ or } x=2", "\\{1,2\\}"), ("\\{1,2\\}", "x=1 \\text{ or } x=2"), ("100", "100 m")}
+    same |= {("5\\text{ dollars}", "5"), ("5", "5\\text{ dollars}"), ("2.5", "\\frac{5}{2}"), ("\\frac{5}{2}", "2.5")}
     wrong = [pair for pair in pairs if pair not in same and math_score(pair[0], f"\\boxed{{{pair[1]}}}")]
     assert not wrong
 
