@@ -42,5 +42,6 @@ def test_a_cheat_scores_0(machine, name):
 def test_cheats_work_where_nothing_stands_against_them(machine):
     if machine.drops:
         pytest.skip("as for root: what tests see is the same")
-    names = ["conftest.py", "function export", "hard links", "poisoned bytecode"]
+    names = ["conftest.py", "function export", "poisoned bytecode"]
+    names += ["hard links"] * (machine.backend != "docker")  # root in a container writes over a read-only file
     assert scores(machine, "bare", *(CHEATS[name] for name in names)) == [1.0] * len(names)
