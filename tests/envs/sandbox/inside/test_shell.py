@@ -55,7 +55,7 @@ def test_a_policy_misuses_its_shell(machine, attack):
     async def body(box):
         started = time.monotonic()
         result = await box.shell(attack, timeout_s=1)
-        assert time.monotonic() - started < 20
+        assert time.monotonic() - started < 60
         assert len(result.output) <= 64 << 10 and result.output_bytes >= len(result.output) - 100
         await goes_on(box)
 
