@@ -73,6 +73,7 @@ def killed_evaluation(folder: Path, repeats: int, most_results: int, seed: int) 
     """Run one evaluation undisturbed, and another of which something is killed whenever it has added 0 to
     `most_results` results."""
     collect_orphans()
+    others = descendants(os.getpid())  # of whoever calls this
     calm = evaluation(folder, folder / "calm", repeats)
     _, told = calm.communicate()
     if calm.returncode:
@@ -89,7 +90,7 @@ def killed_evaluation(folder: Path, repeats: int, most_results: int, seed: int) 
         victim = rng.choice(VICTIMS)
         if process.poll() is not None:
             _, told = process.communicate()
-            num_left += len(survivors(descendants(os.getpid()), LEFT_S))
+            num_left += len(survivors(descendants(os.getpid()) - others, LEFT_S))
             if process.returncode == 0:
                 break
             if process.returncode != 1 or "lost" not in told:
@@ -102,7 +103,7 @@ def killed_evaluation(folder: Path, repeats: int, most_results: int, seed: int) 
             kills[victim] += 1
             num_left += len(survivors(started, LEFT_S))
             process = evaluation(folder, out, repeats, delay_s=0.05)
-        elif pids := running(victim):
+        elif pids := running(victim, process.pid):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(rng.choice(pids), signal.SIGKILL)
                 kills[victim] += 1

@@ -262,10 +262,10 @@ def collect_orphans() -> None:
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
-def running(victim: str) -> list[int]:
-    """The processes below this one that are such a part of a run."""
+def running(victim: str, below: int = 0) -> list[int]:
+    """The processes below `below` (0: this one) that are such a part of a run."""
     found = []
-    for pid, _ in descendants(os.getpid()):
+    for pid, _ in descendants(below or os.getpid()):
         command = _command(pid)
         if PARTS[victim] in command and not command.startswith(("bwrap", "/usr/bin/bwrap")):
             forked = _name(_parent(pid)) != "bwrap"
